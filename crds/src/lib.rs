@@ -1,0 +1,23 @@
+//! The three kinds that users write, as Rust types: their schema, what is valid, and what is said where it is not.
+//!
+//! Everything is validated with one meaning by the CRD's schema, by `switchyard check` and by the controller: the shape of
+//! an object is checked against the very schema that the API server uses, and what no schema can say is in one module.
+//! This crate knows nothing of clusters or networks.
+
+/// The kind `CircuitPolicy`.
+pub mod circuit_policy;
+/// What is said of an object.
+pub mod findings;
+/// The kind `RetryPolicy`.
+pub mod retry_policy;
+/// The kind `RouteRule`.
+pub mod route_rule;
+/// What a policy is attached to.
+pub mod target;
+/// Durations, percentages, sizes.
+pub mod values;
+
+pub use circuit_policy::{CircuitPolicy, CircuitPolicySpec};
+pub use findings::{Finding, ObjectName, Place, Reason, Severity};
+pub use retry_policy::{RetryPolicy, RetryPolicySpec};
+pub use route_rule::{RouteRule, RouteRuleSpec};

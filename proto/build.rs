@@ -1,0 +1,11 @@
+//! Compiles the contract with a compiler written in Rust, so that nobody needs `protoc`.
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo::rerun-if-changed=switchyard.proto");
+    let descriptors = protox::compile(["switchyard.proto"], ["."])?;
+    tonic_prost_build::configure()
+        // Sorted maps: the same content encodes to the same bytes, and so has the same version.
+        .btree_map(".")
+        .compile_fds(descriptors)?;
+    Ok(())
+}
