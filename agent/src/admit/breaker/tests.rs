@@ -1,0 +1,407 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+
+use proptest::prelude::*;
+
+use super::*;
+
+const SETTINGS: Settings = Settings {
+    failure_threshold: 5,
+    error_rate_ppm: 500_000,
+    minimum_requests: 20,
+    window_ms: 10_000,
+    timeout_ms: 60_000,
+    multiplier_milli: 2000,
+    max_timeout_ms: 600_000,
+    jitter_ppm: 0,
+    success_threshold: 2,
+    half_open_requests: 1,
+};
+
+/// A breaker with a clock, and words for what tests do with it.
+struct Bench {
+    breaker: Breaker,
+    settings: Settings,
+    now: Millis,
+}
+
+impl Bench {
+    fn new(settings: Settings) -> Self {
+        Self { breaker: Breaker::new(2), settings, now: Millis(1000) }
+    }
+
+    fn ask(&self) -> Answer {
+        self.breaker.ask(&self.settings, self.now)
+    }
+
+    fn ticket(&self) -> Ticket {
+        match self.ask() {
+            Answer::Admit(ticket) | Answer::Probe(ticket) => ticket,
+            Answer::Refuse { until, why } => panic!("refused until {until}: {why}"),
+        }
+    }
+
+    fn record(&self, ticket: Ticket, outcome: Outcome) -> Option<Transition> {
+        self.breaker.record(&self.settings, ticket, 0, outcome, self.now, u32::MAX / 2)
+    }
+
+    fn send(&self, outcome: Outcome) -> Option<Transition> {
+        self.record(self.ticket(), outcome)
+    }
+
+    fn open(&mut self) -> Millis {
+        let mut transition = None;
+        while transition.is_none() {
+            transition = self.send(Outcome::Failure);
+        }
+        self.until()
+    }
+
+    fn until(&self) -> Millis {
+        match self.breaker.state() {
+            State::Open { until } => until,
+            state => panic!("is {state}"),
+        }
+    }
+}
+
+#[test]
+fn failures_in_a_row_open_it() {
+    let bench = Bench::new(SETTINGS);
+    for _ in 0..4 {
+        assert_eq!(bench.send(Outcome::Failure), None);
+    }
+    let until = Millis(61_000);
+    let transition = bench.send(Outcome::Failure).unwrap();
+    assert_eq!(
+        transition,
+        Transition { from: State::Closed, to: State::Open { until }, reason: Reason::ConsecutiveFailures(5) }
+    );
+    assert_eq!(transition.reason.to_string(), "5 failures in a row");
+    assert_eq!(bench.ask(), Answer::Refuse { until, why: Refusal::Open });
+}
+
+#[test]
+fn a_success_ends_the_row() {
+    let bench = Bench::new(SETTINGS);
+    for outcome in [Outcome::Failure, Outcome::Failure, Outcome::Failure, Outcome::Failure, Outcome::Success] {
+        assert_eq!(bench.send(outcome), None);
+    }
+    for _ in 0..4 {
+        assert_eq!(bench.send(Outcome::Failure), None);
+    }
+}
+
+#[test]
+fn a_success_that_makes_the_requests_enough_opens_it_for_the_failures_before() {
+    let bench = Bench::new(Settings { failure_threshold: 100, ..SETTINGS });
+    (0..12).for_each(|_| assert_eq!(bench.send(Outcome::Failure), None));
+    (0..7).for_each(|_| assert_eq!(bench.send(Outcome::Success), None));
+    let transition = bench.send(Outcome::Success).unwrap();
+    assert_eq!(transition.reason, Reason::ErrorRate { failed: 12, total: 20 });
+    assert_eq!(transition.reason.to_string(), "12 of 20 requests failed");
+}
+
+#[test]
+fn failures_that_left_the_window_do_not_count() {
+    let mut bench = Bench::new(Settings { failure_threshold: 100, ..SETTINGS });
+    (0..19).for_each(|_| assert_eq!(bench.send(Outcome::Failure), None));
+    bench.now = bench.now.plus(10_000);
+    (0..30).for_each(|_| assert_eq!(bench.send(Outcome::Success), None));
+    assert_eq!(bench.breaker.state(), State::Closed);
+}
+
+#[test]
+fn a_probe_goes_when_the_time_is_over_and_two_successes_close_it() {
+    let mut bench = Bench::new(SETTINGS);
+    bench.now = bench.open();
+    let Answer::Probe(probe) = bench.ask() else { panic!("no probe") };
+    assert_eq!(
+        probe.transition().map(|transition| (transition.from, transition.reason)),
+        Some((State::Open { until: bench.now }, Reason::ProbeTime))
+    );
+    assert_eq!(bench.ask(), Answer::Refuse { until: bench.now, why: Refusal::ProbesTaken });
+    assert_eq!(bench.record(probe, Outcome::Success), None);
+    assert_eq!(bench.ticket().transition(), None);
+    let transition = bench.record(probe, Outcome::Success).unwrap();
+    assert_eq!((transition.to, transition.reason), (State::Closed, Reason::ProbesSucceeded));
+    assert_eq!(bench.breaker.counts(&bench.settings, bench.now), Counts::default());
+    (0..4).for_each(|_| assert_eq!(bench.send(Outcome::Failure), None));
+}
+
+#[test]
+fn a_probe_that_fails_reopens_with_a_longer_timeout() {
+    let mut bench = Bench::new(SETTINGS);
+    bench.now = bench.open();
+    for expected in [120_000, 240_000, 480_000, 600_000, 600_000] {
+        let transition = bench.send(Outcome::Failure).unwrap();
+        assert_eq!(transition.reason, Reason::ProbeFailed);
+        assert_eq!(bench.until().since(bench.now), expected);
+        bench.now = bench.until();
+    }
+    while bench.send(Outcome::Success).is_none() {}
+    let until = bench.open();
+    assert_eq!(until.since(bench.now), 60_000, "closing it made the back-off start anew");
+}
+
+#[test]
+fn a_cancelled_probe_gives_its_slot_back_and_counts_for_nothing() {
+    let mut bench = Bench::new(SETTINGS);
+    bench.now = bench.open();
+    for _ in 0..10 {
+        assert_eq!(bench.send(Outcome::Cancelled), None);
+        assert_eq!(bench.breaker.state(), State::HalfOpen { in_flight: 0, successes: 0 });
+    }
+}
+
+#[test]
+fn a_result_from_an_earlier_life_counts_for_nothing() {
+    let mut bench = Bench::new(Settings { half_open_requests: 2, ..SETTINGS });
+    let early = bench.ticket();
+    bench.now = bench.open();
+    let (first, second) = (bench.ticket(), bench.ticket());
+    assert_eq!(bench.record(early, Outcome::Failure), None);
+    assert_eq!(bench.breaker.state(), State::HalfOpen { in_flight: 2, successes: 0 });
+    bench.record(first, Outcome::Failure).unwrap();
+    bench.now = bench.until();
+    let _third = bench.ticket();
+    for outcome in [Outcome::Failure, Outcome::Success, Outcome::Cancelled] {
+        assert_eq!(bench.record(second, outcome), None);
+        assert_eq!(bench.breaker.state(), State::HalfOpen { in_flight: 1, successes: 0 });
+    }
+}
+
+/// The breaker in plain words: a list of what happened, and names for everything.
+struct Plain {
+    settings: Settings,
+    life: u32,
+    state: State,
+    openings: i32,
+    row: u32,
+    undecided: bool,
+    /// Time and failure of each request since it was last closed.
+    events: Vec<(u64, bool)>,
+    closed_at: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Pass {
+    Admit(u32),
+    Probe(u32),
+    Refuse,
+}
+
+impl Plain {
+    fn new(settings: Settings) -> Self {
+        let (state, events) = (State::Closed, Vec::new());
+        Self { settings, life: 0, state, openings: 0, row: 0, undecided: false, events, closed_at: 0 }
+    }
+
+    fn ask(&mut self, now: u64) -> Pass {
+        match self.state {
+            State::Closed => Pass::Admit(self.life),
+            State::Open { until } if until.0 > now => Pass::Refuse,
+            State::Open { .. } => {
+                self.state = State::HalfOpen { in_flight: 1, successes: 0 };
+                Pass::Probe(self.life)
+            }
+            State::HalfOpen { in_flight, successes } if u32::from(in_flight) < self.settings.half_open_requests => {
+                self.state = State::HalfOpen { in_flight: in_flight + 1, successes };
+                Pass::Probe(self.life)
+            }
+            State::HalfOpen { .. } => Pass::Refuse,
+        }
+    }
+
+    /// Whether the window asks to open.
+    fn bad_window(&mut self, now: u64) -> bool {
+        let bucket = |time: u64| (time - self.closed_at) / (self.settings.window_ms / 10);
+        let lately: Vec<bool> = self
+            .events
+            .iter()
+            .filter(|(time, _)| bucket(*time) + 10 > bucket(now))
+            .map(|(_, failed)| *failed)
+            .collect();
+        let failed = lately.iter().filter(|failed| **failed).count() as f64;
+        self.undecided = lately.len() < self.settings.minimum_requests as usize;
+        !self.undecided && failed > 0.0 && failed >= lately.len() as f64 * f64::from(self.settings.error_rate_ppm) / 1e6
+    }
+
+    /// `until` is what the breaker under test drew, within the bounds that this model checks.
+    fn record(&mut self, pass: Pass, outcome: Outcome, now: u64, until: Option<Millis>) {
+        match (self.state, pass) {
+            (State::Closed, Pass::Admit(life)) if life == self.life && outcome != Outcome::Cancelled => {
+                let failed = outcome == Outcome::Failure;
+                self.events.push((now, failed));
+                self.row = if failed { self.row + 1 } else { 0 };
+                let bad = (failed || self.undecided) && self.bad_window(now);
+                if bad || self.row >= self.settings.failure_threshold {
+                    self.open(0, now, until);
+                }
+            }
+            (State::HalfOpen { in_flight, mut successes }, Pass::Probe(life)) if life == self.life => {
+                successes += u8::from(outcome == Outcome::Success);
+                if outcome == Outcome::Failure {
+                    self.open(self.openings + 1, now, until);
+                } else if u32::from(successes) >= self.settings.success_threshold {
+                    *self = Self { life: self.life + 1, closed_at: now, ..Self::new(self.settings) };
+                } else {
+                    self.state = State::HalfOpen { in_flight: in_flight - 1, successes };
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn open(&mut self, openings: i32, now: u64, until: Option<Millis>) {
+        let until = until.expect("the model opens and the breaker does not");
+        let longest = self.settings.max_timeout_ms as f64;
+        let multiplier = f64::from(self.settings.multiplier_milli) / 1000.0;
+        let middle = (self.settings.timeout_ms as f64 * multiplier.powi(openings)).min(longest);
+        let jitter = middle * f64::from(self.settings.jitter_ppm) / 1e6;
+        let drawn = until.since(Millis(now)) as f64;
+        assert!(drawn >= (middle - jitter).floor() && drawn <= (middle + jitter).min(longest).ceil(), "{drawn} ms");
+        (self.state, self.openings, self.life) = (State::Open { until }, openings, self.life + 1);
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Wait(u64),
+    Ask,
+    Record { which: prop::sample::Index, outcome: Outcome, worker: usize, random: u32 },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let outcome = prop_oneof![
+        4 => Just(Outcome::Success),
+        4 => Just(Outcome::Failure),
+        1 => Just(Outcome::Cancelled),
+    ];
+    let record = (any::<prop::sample::Index>(), outcome, 0..2usize, any::<u32>());
+    prop_oneof![
+        1 => prop_oneof![0..50u64, 0..5000u64].prop_map(Step::Wait),
+        4 => Just(Step::Ask),
+        4 => record.prop_map(|(which, outcome, worker, random)| Step::Record { which, outcome, worker, random }),
+    ]
+}
+
+prop_compose! {
+    fn settings()(
+        failure_threshold in 1..12u32,
+        error_rate_ppm in 0..=1_000_000u32,
+        minimum_requests in 1..15u32,
+        window_ms in prop_oneof![Just(1000u64), Just(10_000)],
+        timeout_ms in 1..3000u64,
+        multiplier_milli in 1000..4000u32,
+        max_timeout_ms in 3000..6000u64,
+        jitter_ppm in prop_oneof![Just(0u32), 0..=1_000_000u32],
+        success_threshold in 1..5u32,
+        half_open_requests in 1..4u32,
+    ) -> Settings {
+        Settings {
+            failure_threshold, error_rate_ppm, minimum_requests, window_ms, timeout_ms, multiplier_milli,
+            max_timeout_ms, jitter_ppm, success_threshold, half_open_requests,
+        }
+    }
+}
+
+fn pass(answer: Answer, life: u32) -> Pass {
+    match answer {
+        Answer::Admit(_) => Pass::Admit(life),
+        Answer::Probe(_) => Pass::Probe(life),
+        Answer::Refuse { .. } => Pass::Refuse,
+    }
+}
+
+proptest! {
+    #[test]
+    fn the_breaker_does_what_a_plain_model_does(
+        settings in settings(), steps in prop::collection::vec(step(), 1..300),
+    ) {
+        let (breaker, mut plain, mut now) = (Breaker::new(2), Plain::new(settings), 0u64);
+        let mut under_way: Vec<(Ticket, Pass)> = Vec::new();
+        for step in steps {
+            match step {
+                Step::Wait(milliseconds) => now += milliseconds,
+                Step::Ask => {
+                    let answer = breaker.ask(&settings, Millis(now));
+                    let expected = plain.ask(now);
+                    prop_assert_eq!(pass(answer, plain.life), expected);
+                    if let Answer::Admit(ticket) | Answer::Probe(ticket) = answer {
+                        under_way.push((ticket, expected));
+                    }
+                }
+                Step::Record { which, outcome, worker, random } if !under_way.is_empty() => {
+                    let (ticket, pass) = under_way.swap_remove(which.index(under_way.len()));
+                    let before = breaker.state();
+                    let transition = breaker.record(&settings, ticket, worker, outcome, Millis(now), random);
+                    let opened = transition.and_then(|transition| match transition.to {
+                        State::Open { until } => Some(until),
+                        _ => None,
+                    });
+                    plain.record(pass, outcome, now, opened);
+                    prop_assert!(transition.is_none_or(|it| it.from == before && it.to == breaker.state()));
+                }
+                Step::Record { .. } => {}
+            }
+            prop_assert_eq!(breaker.state(), plain.state);
+        }
+    }
+
+    #[test]
+    fn no_more_probes_than_allowed_pass(settings in settings(), asks in 1..20u32) {
+        let mut bench = Bench::new(Settings { success_threshold: 100, ..settings });
+        bench.now = bench.open();
+        let probes = (0..asks).filter(|_| matches!(bench.ask(), Answer::Probe(_))).count();
+        prop_assert_eq!(probes as u32, asks.min(settings.half_open_requests));
+    }
+
+    #[test]
+    fn every_circuit_survives_its_packing(
+        openings in 0..=MOST_OPENINGS, generation in 0..1u16 << 12, until in 0..1u64 << 44,
+        in_flight in 0..=100u8, successes in 0..=100u8,
+    ) {
+        let until = Millis(until);
+        for state in [State::Closed, State::Open { until }, State::HalfOpen { in_flight, successes }] {
+            let circuit = Circuit { state, openings, generation };
+            prop_assert_eq!(Circuit::unpack(circuit.pack()), circuit);
+        }
+    }
+}
+
+#[test]
+fn four_threads_never_have_more_probes_than_allowed() {
+    let settings =
+        Settings { timeout_ms: 1, max_timeout_ms: 1, half_open_requests: 3, success_threshold: 5, ..SETTINGS };
+    let breaker = Breaker::new(4);
+    let clock = AtomicU64::new(0);
+    let under_way: Vec<AtomicU32> = (0..1 << 12).map(|_| AtomicU32::new(0)).collect();
+    let opened = AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        for worker in 0..4 {
+            let (breaker, clock, under_way, opened) = (&breaker, &clock, &under_way, &opened);
+            scope.spawn(move || {
+                for round in 0..50_000u32 {
+                    let now = Millis(clock.fetch_add(u64::from(round % 64 == 0), SeqCst));
+                    let (Answer::Admit(ticket) | Answer::Probe(ticket)) = breaker.ask(&settings, now) else { continue };
+                    let probes = &under_way[usize::from(ticket.generation)];
+                    if ticket.is_probe() {
+                        assert!(probes.fetch_add(1, SeqCst) < 3);
+                        std::thread::yield_now();
+                        probes.fetch_sub(1, SeqCst);
+                    }
+                    let outcome = match round % 11 {
+                        0 => Outcome::Cancelled,
+                        1..7 => Outcome::Failure,
+                        _ => Outcome::Success,
+                    };
+                    let change = breaker.record(&settings, ticket, worker, outcome, now, round);
+                    opened.fetch_add(u32::from(change.is_some()), SeqCst);
+                }
+            });
+        }
+    });
+    assert!(opened.load(SeqCst) > 10, "the test saw the breaker change");
+}

@@ -1,0 +1,204 @@
+//! How many retries a Service may get, so that they cannot multiply a failure.
+//!
+//! One budget per Service and node, shared by all workers. Every request deposits, every retry withdraws; a withdrawal is
+//! made when the retry is decided, so that those that still wait in back-off count already. Deposits go to the worker's own
+//! shard of a [`Window`]; withdrawals are rare, so they share one row of buckets, changed by compare-and-swap.
+//!
+//! Invariant: in the window that ends at any withdrawal there are at most `ratio` × requests + `min_per_second` × seconds of
+//! withdrawals (`no_window_holds_more_retries_than_its_budget`). To hold it without slack although time is cut into
+//! buckets, deposits count for a little less than the window and withdrawals for a little more.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::admit::window::{BUCKETS, Millis, Window};
+
+/// Buckets of withdrawals: a power of two above those that count.
+const SLOTS: usize = 16;
+
+/// How much retries may add to the load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Limits {
+    /// Retries as a share of the requests in the window, in parts per million.
+    pub ratio_ppm: u32,
+    /// And so many per second whatever the traffic.
+    pub min_per_second: u32,
+    /// Length of the window in milliseconds.
+    pub window_ms: u64,
+}
+
+/// The budget as workers share it.
+#[derive(Debug)]
+pub struct Budget {
+    limits: Limits,
+    deposits: Window,
+    /// Each a bucket's number (upper half) and its withdrawals (lower half).
+    withdrawals: [AtomicU64; SLOTS],
+}
+
+impl Budget {
+    /// A budget that nothing was drawn from yet, for so many workers.
+    pub fn new(limits: Limits, workers: usize) -> Self {
+        Self { limits, deposits: Window::new(workers), withdrawals: Default::default() }
+    }
+
+    /// The limits it was made with.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Counts a request (not its retries) of `worker`, which is the calling worker's number.
+    pub fn deposit(&self, worker: usize, now: Millis) {
+        self.deposits.record(worker, now, self.limits.window_ms, false);
+    }
+
+    /// Takes one retry out of the budget; false if there is none left. Never given back.
+    pub fn withdraw(&self, now: Millis) -> bool {
+        let number = (now.0 / (self.limits.window_ms / BUCKETS).max(1)) as u32;
+        let slot = &self.withdrawals[number as usize % SLOTS];
+        loop {
+            // Read before the others: if it is unchanged when it is written, nobody withdrew meanwhile.
+            let before = slot.load(Relaxed);
+            if !self.allows(self.withdrawn(number) + 1, now) {
+                return false;
+            }
+            let (held, count) = unpack(before);
+            let count = if held == number { count } else { 0 };
+            let after = pack(number, count.saturating_add(1));
+            if slot.compare_exchange_weak(before, after, Relaxed, Relaxed).is_ok() {
+                return true;
+            }
+        }
+    }
+
+    /// Retries that the window which ends with bucket `number` holds, and the bucket before it.
+    fn withdrawn(&self, number: u32) -> u64 {
+        let buckets = self.withdrawals.iter().map(|slot| unpack(slot.load(Relaxed)));
+        buckets
+            .filter(|(held, _)| u64::from(number.wrapping_sub(*held)) <= BUCKETS)
+            .map(|(_, count)| u64::from(count))
+            .sum()
+    }
+
+    fn allows(&self, withdrawals: u64, now: Millis) -> bool {
+        let requests = self.deposits.counts(now, self.limits.window_ms).total;
+        let by_ratio = requests.saturating_mul(u64::from(self.limits.ratio_ppm));
+        let by_time = u64::from(self.limits.min_per_second).saturating_mul(self.limits.window_ms).saturating_mul(1000);
+        withdrawals.saturating_mul(1_000_000) <= by_ratio.saturating_add(by_time)
+    }
+}
+
+fn pack(number: u32, count: u32) -> u64 {
+    u64::from(number) << 32 | u64::from(count)
+}
+
+fn unpack(word: u64) -> (u32, u32) {
+    ((word >> 32) as u32, word as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+    use std::sync::atomic::AtomicU64;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Wait(u64),
+        Deposit { worker: usize, count: usize },
+        Withdraw { count: usize },
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            prop_oneof![0..300u64, 0..15_000u64].prop_map(Step::Wait),
+            (0..3usize, 0..50usize).prop_map(|(worker, count)| Step::Deposit { worker, count }),
+            (0..20usize).prop_map(|count| Step::Withdraw { count }),
+        ]
+    }
+
+    fn limits() -> impl Strategy<Value = Limits> {
+        let window_ms = prop_oneof![Just(1000u64), Just(10_000), Just(60_000)];
+        (0..=1_000_000u32, 0..5u32, window_ms).prop_map(|(ratio_ppm, min_per_second, window_ms)| Limits {
+            ratio_ppm,
+            min_per_second,
+            window_ms,
+        })
+    }
+
+    /// How many of these times lie in the window of so many milliseconds that ends at `now`.
+    fn lately(times: &[u64], now: u64, length_ms: u64) -> f64 {
+        times.iter().filter(|time| **time + length_ms > now).count() as f64
+    }
+
+    proptest! {
+        #[test]
+        fn no_window_holds_more_retries_than_its_budget(
+            limits in limits(), start in 0..1u64 << 43, steps in prop::collection::vec(step(), 1..150),
+        ) {
+            let (ratio, window) = (f64::from(limits.ratio_ppm) / 1e6, limits.window_ms);
+            let floor = f64::from(limits.min_per_second) * window as f64 / 1000.0;
+            let (budget, mut now, mut requests, mut retries) = (Budget::new(limits, 3), start, vec![], vec![]);
+            for step in steps {
+                match step {
+                    Step::Wait(milliseconds) => now += milliseconds,
+                    Step::Deposit { worker, count } => for _ in 0..count {
+                        budget.deposit(worker, Millis(now));
+                        requests.push(now);
+                    },
+                    Step::Withdraw { count } => for _ in 0..count {
+                        // What surely counts, with a bucket's doubt at both ends, must be granted.
+                        let surely = ratio * lately(&requests, now, window * 9 / 10) + floor;
+                        let due = lately(&retries, now, window * 11 / 10) + 1.0 <= surely - 1e-6;
+                        let granted = budget.withdraw(Millis(now));
+                        prop_assert!(granted || !due, "refused although the budget has some left");
+                        if granted {
+                            retries.push(now);
+                            let allowed = ratio * lately(&requests, now, window) + floor;
+                            prop_assert!(lately(&retries, now, window) <= allowed + 1e-6);
+                        }
+                    },
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_quiet_service_gets_its_floor_and_no_more() {
+        let budget = Budget::new(Limits { ratio_ppm: 200_000, min_per_second: 10, window_ms: 10_000 }, 1);
+        let granted = (0..1000).filter(|_| budget.withdraw(Millis(5))).count();
+        assert_eq!(granted, 100);
+        assert!(!budget.withdraw(Millis(10_000)));
+        assert!(budget.withdraw(Millis(11_000)));
+    }
+
+    #[test]
+    fn without_a_floor_the_first_retry_needs_its_share_of_requests() {
+        let budget = Budget::new(Limits { ratio_ppm: 200_000, min_per_second: 0, window_ms: 10_000 }, 2);
+        for request in 0..10 {
+            assert_eq!(budget.withdraw(Millis(0)), request == 5, "after {request} requests");
+            budget.deposit(request % 2, Millis(0));
+        }
+    }
+
+    #[test]
+    fn four_threads_never_withdraw_more_than_the_budget() {
+        let budget = Budget::new(Limits { ratio_ppm: 500_000, min_per_second: 100, window_ms: 10_000 }, 4);
+        for worker in 0..4 {
+            (0..1000).for_each(|_| budget.deposit(worker, Millis(0)));
+        }
+        let granted = AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    let mine = (0..5000).filter(|_| budget.withdraw(Millis(0))).count();
+                    granted.fetch_add(mine as u64, Relaxed);
+                });
+            }
+        });
+        assert_eq!(granted.load(Relaxed), 4000 / 2 + 1000);
+    }
+}
