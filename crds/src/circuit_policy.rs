@@ -68,7 +68,7 @@ pub struct CircuitPolicySpec {
     /// What counts as a failure: ServerError, ConnectFailure, Timeout, Reset, RefusedStream, a status such as `429`, or a
     /// gRPC status by its name, such as `RESOURCE_EXHAUSTED`.
     #[serde(default = "default_failures")]
-    #[schemars(length(min = 1, max = 32))]
+    #[schemars(length(min = 1, max = 32), inner(regex(pattern = crate::validate::conditions::PATTERN)))]
     pub failures: Vec<String>,
     /// No more than this share of a destination's instances is out at a time.
     #[serde(default = "half")]
@@ -132,6 +132,7 @@ impl Default for CircuitBackoff {
 /// Checks of the instances that are made beside the traffic.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [{"rule": "(has(self.path) ? 1 : 0) + (has(self.grpc) ? 1 : 0) + (has(self.tcp) ? 1 : 0) == 1", "message": crate::validate::ONE_CHECK}]))]
 pub struct HealthCheck {
     /// HTTP: a GET of this path must be answered 2xx.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -194,6 +195,7 @@ pub struct Limits {
 /// What callers get while a circuit is open; exactly one is given.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [{"rule": "has(self.destination) != has(self.response)", "message": crate::validate::ONE_FALLBACK}]))]
 pub struct Fallback {
     /// Another destination that takes the requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -208,11 +210,11 @@ pub struct Fallback {
 #[serde(rename_all = "camelCase")]
 pub struct FallbackDestination {
     /// The Service.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = crate::names::LABEL))]
     pub service: String,
     /// Only instances of this version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = crate::names::LABEL_VALUE))]
     pub version: Option<String>,
 }
 

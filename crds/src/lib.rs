@@ -8,12 +8,22 @@
 pub mod circuit_policy;
 /// What is said of an object.
 pub mod findings;
+/// How names are spelt.
+pub mod names;
+/// A finding as text for people.
+pub mod render;
 /// The kind `RetryPolicy`.
 pub mod retry_policy;
 /// The kind `RouteRule`.
 pub mod route_rule;
+/// The schema of the kinds, as the API server gets it.
+pub mod schema;
+/// Whether an object has the shape that the schema asks for.
+pub mod shape;
 /// What a policy is attached to.
 pub mod target;
+/// What no schema can say.
+pub mod validate;
 /// Durations, percentages, sizes.
 pub mod values;
 
@@ -21,3 +31,5 @@ pub use circuit_policy::{CircuitPolicy, CircuitPolicySpec};
 pub use findings::{Finding, ObjectName, Place, Reason, Severity};
 pub use retry_policy::{RetryPolicy, RetryPolicySpec};
 pub use route_rule::{RouteRule, RouteRuleSpec};
+pub use shape::{Custom, parse};
+pub use validate::conditions::Conditions;

@@ -61,11 +61,11 @@ pub struct RetryPolicySpec {
     /// What is retried: ServerError, ConnectFailure, Reset, RefusedStream, Timeout, a status such as `429`, or a gRPC status
     /// by its name, such as `UNAVAILABLE`.
     #[serde(default = "default_retry_on")]
-    #[schemars(length(min = 1, max = 32))]
+    #[schemars(length(min = 1, max = 32), inner(regex(pattern = crate::validate::conditions::PATTERN)))]
     pub retry_on: Vec<String>,
     /// Methods that may be sent twice. A request that never reached an instance is retried whatever its method.
     #[serde(default = "idempotent_methods")]
-    #[schemars(length(max = 16))]
+    #[schemars(length(max = 16), inner(length(max = 32), regex(pattern = crate::names::METHOD)))]
     pub methods: Vec<String>,
     /// A reply's `Retry-After` is waited for, where it is longer than the wait would be.
     #[serde(default = "yes")]

@@ -30,14 +30,15 @@ use crate::values::{Duration, Percent};
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [{"rule": "has(self.destinations) && self.destinations.exists(d, d.weight > 0) || has(self.filters) && self.filters.exists(f, f.type in ['RequestRedirect', 'DirectResponse'])", "message": crate::validate::NOWHERE}]))]
 pub struct RouteRuleSpec {
     /// The Service whose requests this rule routes.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = crate::names::LABEL))]
     pub service: String,
     /// The Service's namespace, where it is not this rule's own. Such a rule holds for callers in the rule's namespace
     /// only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = crate::names::LABEL))]
     pub service_namespace: Option<String>,
     /// Only requests to this port of the Service. Absent: any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -67,7 +68,7 @@ pub struct RouteRuleSpec {
     pub timeouts: Option<Timeouts>,
     /// A RetryPolicy of this namespace, by name. Absent: the one attached to the Service, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = crate::names::SUBDOMAIN))]
     pub retry_policy: Option<String>,
     /// What becomes of the share of a destination that has no ready instance.
     #[serde(default)]
@@ -93,7 +94,7 @@ pub struct RouteMatch {
     pub path: Option<PathMatch>,
     /// The request's method, such as GET. Absent: any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 32), regex(pattern = "^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"))]
+    #[schemars(length(min = 1, max = 32), regex(pattern = crate::names::METHOD))]
     pub method: Option<String>,
     /// Header fields; names fold case, repeated fields are joined with a comma.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -118,6 +119,7 @@ pub struct RouteMatch {
 /// A match on the path.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [{"rule": "self.type == 'RegularExpression' || self.value.startsWith('/')", "message": crate::validate::PATH_START}, {"rule": "self.type == 'RegularExpression' || !self.value.matches('[?# ]')", "message": crate::validate::PATH_ONLY}]))]
 pub struct PathMatch {
     /// How the value is compared.
     #[serde(default, rename = "type")]
@@ -157,10 +159,13 @@ pub enum ValueMatchType {
 
 /// What three kinds of match have in common, each with its own rule for names.
 macro_rules! named_match {
-    ($(#[$doc:meta])* $type:ident, $pattern:literal) => {
+    ($(#[$doc:meta])* $type:ident, $pattern:expr) => {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
         #[serde(rename_all = "camelCase")]
+        #[schemars(extend("x-kubernetes-validations" = [
+            {"rule": "(self.type in ['Present', 'Absent']) != has(self.value)", "message": crate::validate::MATCH_VALUE},
+        ]))]
         pub struct $type {
             /// How the value is compared.
             #[serde(default, rename = "type")]
@@ -179,7 +184,7 @@ macro_rules! named_match {
 named_match!(
     /// A match on a header field.
     HeaderMatch,
-    "^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"
+    crate::names::TOKEN
 );
 named_match!(
     /// A match on a query parameter.
@@ -189,7 +194,7 @@ named_match!(
 named_match!(
     /// A match on a cookie.
     CookieMatch,
-    "^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"
+    crate::names::TOKEN
 );
 
 /// A match on the gRPC service, the method, or both.
@@ -212,7 +217,7 @@ pub struct GrpcMatch {
 pub struct SourceMatch {
     /// The caller's namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = crate::names::LABEL))]
     pub namespace: Option<String>,
     /// Labels of the caller's Pod; all must be there.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -220,7 +225,7 @@ pub struct SourceMatch {
     pub labels: BTreeMap<String, String>,
     /// The caller's ServiceAccount.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = crate::names::SUBDOMAIN))]
     pub service_account: Option<String>,
 }
 
@@ -229,11 +234,11 @@ pub struct SourceMatch {
 #[serde(rename_all = "camelCase")]
 pub struct Destination {
     /// The Service whose instances take the requests.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = crate::names::LABEL))]
     pub service: String,
     /// The Service's namespace. Absent: the rule's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = crate::names::LABEL))]
     pub namespace: Option<String>,
     /// The Service's port. Absent: the one that the request came for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -241,7 +246,7 @@ pub struct Destination {
     pub port: Option<i32>,
     /// Only instances of this version: the Pod's label `app.kubernetes.io/version`, else its label `version`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = crate::names::LABEL_VALUE))]
     pub version: Option<String>,
     /// Only instances with all of these labels.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -284,10 +289,11 @@ pub struct Stickiness {
 /// What tells one user from another; exactly one is given.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [{"rule": "(has(self.header) ? 1 : 0) + (has(self.cookie) ? 1 : 0) + (has(self.sourceIP) ? 1 : 0) == 1", "message": crate::validate::ONE_STICKY_KEY}]))]
 pub struct StickyKey {
     /// The value of this header field.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 256))]
+    #[schemars(length(min = 1, max = 256), regex(pattern = crate::names::TOKEN))]
     pub header: Option<String>,
     /// The value of a cookie, which is set where it is missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -302,7 +308,7 @@ pub struct StickyKey {
 #[serde(rename_all = "camelCase")]
 pub struct StickyCookie {
     /// Its name.
-    #[schemars(length(min = 1, max = 256))]
+    #[schemars(length(min = 1, max = 256), regex(pattern = crate::names::TOKEN))]
     pub name: String,
     /// How long it lives. Absent: for the browser's session.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -316,6 +322,7 @@ pub struct StickySource {}
 /// A change to a request or its reply. `type` names the one field that is given beside it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [{"rule": "(self.type == 'RequestHeaderModifier') == has(self.requestHeaderModifier) && (self.type == 'ResponseHeaderModifier') == has(self.responseHeaderModifier) && (self.type == 'URLRewrite') == has(self.urlRewrite) && (self.type == 'RequestRedirect') == has(self.requestRedirect) && (self.type == 'RequestMirror') == has(self.requestMirror) && (self.type == 'Fault') == has(self.fault) && (self.type == 'DirectResponse') == has(self.directResponse) && (self.type == 'CORS') == has(self.cors)", "message": crate::validate::FILTER_FIELD}]))]
 pub struct Filter {
     /// Which change.
     #[serde(rename = "type")]
@@ -383,7 +390,7 @@ pub struct HeaderModifier {
     pub add: Vec<HeaderValue>,
     /// Fields that are taken away.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
+    #[schemars(length(max = 16), inner(length(max = 256), regex(pattern = crate::names::TOKEN)))]
     pub remove: Vec<String>,
 }
 
@@ -392,7 +399,7 @@ pub struct HeaderModifier {
 #[serde(rename_all = "camelCase")]
 pub struct HeaderValue {
     /// Its name.
-    #[schemars(length(min = 1, max = 256), regex(pattern = "^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"))]
+    #[schemars(length(min = 1, max = 256), regex(pattern = crate::names::TOKEN))]
     pub name: String,
     /// Its value.
     #[schemars(length(max = 4096))]
@@ -405,7 +412,7 @@ pub struct HeaderValue {
 pub struct UrlRewrite {
     /// The Host that the instance sees.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = crate::names::SUBDOMAIN))]
     pub hostname: Option<String>,
     /// The path that the instance sees.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -415,6 +422,7 @@ pub struct UrlRewrite {
 /// How a path is changed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [{"rule": "(self.type == 'ReplaceFullPath') == has(self.replaceFullPath) && (self.type == 'ReplacePrefixMatch') == has(self.replacePrefixMatch)", "message": crate::validate::FILTER_FIELD}]))]
 pub struct PathModifier {
     /// Which of the two is given.
     #[serde(rename = "type")]
@@ -441,6 +449,7 @@ pub enum PathModifierType {
 /// A redirect as the reply; what is not given stays as in the request.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [{"rule": "self.statusCode in [301, 302, 303, 307, 308]", "message": crate::validate::REDIRECT_STATUS}]))]
 pub struct RequestRedirect {
     /// `http` or `https`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -448,7 +457,7 @@ pub struct RequestRedirect {
     pub scheme: Option<String>,
     /// The host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = crate::names::SUBDOMAIN))]
     pub hostname: Option<String>,
     /// The port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -472,11 +481,11 @@ fn default_redirect_status() -> i32 {
 #[serde(rename_all = "camelCase")]
 pub struct RequestMirror {
     /// The Service that gets the copy.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = crate::names::LABEL))]
     pub service: String,
     /// Only instances of this version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = crate::names::LABEL_VALUE))]
     pub version: Option<String>,
     /// The Service's port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -494,6 +503,7 @@ fn all() -> Percent {
 /// Faults on purpose, to try how callers take them.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [{"rule": "has(self.delay) || has(self.abort)", "message": crate::validate::FAULT_NONE}]))]
 pub struct Fault {
     /// Requests that are held up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -549,19 +559,19 @@ pub struct CannedResponse {
 pub struct Cors {
     /// Origins that may ask.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), inner(length(max = 256)))]
     pub allow_origins: Vec<String>,
     /// Methods they may use.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
+    #[schemars(length(max = 16), inner(length(max = 32)))]
     pub allow_methods: Vec<String>,
     /// Header fields they may send.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), inner(length(max = 256)))]
     pub allow_headers: Vec<String>,
     /// Header fields of the reply that they may read.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), inner(length(max = 256)))]
     pub expose_headers: Vec<String>,
     /// Whether they may send credentials.
     #[serde(default)]

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 /// A Service of the policy's namespace, or a part of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [{"rule": "!has(self.group) || self.group == ''", "message": crate::validate::TARGET_GROUP}]))]
 pub struct TargetRef {
     /// The API group; Services have the empty one.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -16,11 +17,11 @@ pub struct TargetRef {
     #[serde(default)]
     pub kind: TargetKind,
     /// The Service's name.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = crate::names::LABEL))]
     pub name: String,
     /// Only this version of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = crate::names::LABEL_VALUE))]
     pub version: Option<String>,
     /// Only instances with all of these labels.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

@@ -213,7 +213,7 @@ pub struct ValueError {
 }
 
 impl ValueError {
-    fn new(text: &str, hint: &'static str) -> Self {
+    pub(crate) fn new(text: &str, hint: &'static str) -> Self {
         Self { text: text.to_owned(), hint }
     }
 }
@@ -261,6 +261,7 @@ text_value!(Percent, "Percent");
 text_value!(Size, "Size");
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use proptest::prelude::*;
     use regex_automata::meta::Regex;

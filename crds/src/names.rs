@@ -1,0 +1,82 @@
+//! How names are spelt: the patterns that the schemas state, what they mean in words, and the rules for labels.
+
+/// A name of one part: Services, namespaces (RFC 1123 label).
+pub const LABEL: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
+/// The same in words.
+pub const LABEL_HINT: &str =
+    "a name of lower-case letters, digits and `-`, that begins and ends with a letter or digit";
+
+/// A name of one or more parts: most objects (RFC 1123 subdomain).
+pub const SUBDOMAIN: &str = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";
+/// The same in words.
+pub const SUBDOMAIN_HINT: &str =
+    "a name of lower-case letters, digits, `-` and `.`, whose parts begin and end with a letter or digit";
+
+/// A label's value that is not empty.
+pub const LABEL_VALUE: &str = "^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$";
+/// The same in words.
+pub const LABEL_VALUE_HINT: &str =
+    "a label's value: letters, digits, `-`, `_` and `.`, with a letter or digit at both ends";
+
+/// The name of a header field or a cookie (RFC 9110 token).
+pub const TOKEN: &str = "^[A-Za-z0-9!#$%&'*+.^_`|~-]+$";
+/// The same in words.
+pub const TOKEN_HINT: &str = "a name of letters, digits and !#$%&'*+.^_`|~-";
+
+/// A method. Methods tell lower case from upper case, and all that are in use are upper case.
+pub const METHOD: &str = "^[A-Z][A-Z0-9_-]*$";
+/// The same in words.
+pub const METHOD_HINT: &str = "a method in upper case, such as GET";
+
+/// What is wrong with a label's key, if anything: an optional domain with a slash, and a name of up to 63 characters.
+pub fn label_key_fault(key: &str) -> Option<&'static str> {
+    let (domain, name) = key.split_once('/').map_or((None, key), |(domain, name)| (Some(domain), name));
+    if !(1..=63).contains(&name.len()) || !spelt_as_value(name) {
+        return Some("is not a label's key: its name has 1 to 63 letters, digits, `-`, `_` and `.`");
+    }
+    match domain {
+        Some(domain) if domain.len() > 253 || !spelt_as_subdomain(domain) => {
+            Some("is not a label's key: what stands before the slash is a domain, such as example.org")
+        }
+        _ => None,
+    }
+}
+
+/// What is wrong with a label's value, if anything: empty, or up to 63 characters.
+pub fn label_value_fault(value: &str) -> Option<&'static str> {
+    let good = value.is_empty() || (value.len() <= 63 && spelt_as_value(value));
+    (!good).then_some(
+        "is not a label's value: up to 63 letters, digits, `-`, `_` and `.`, with a letter or digit at both ends",
+    )
+}
+
+fn spelt_as_value(text: &str) -> bool {
+    let ends = |c: char| c.is_ascii_alphanumeric();
+    text.starts_with(ends) && text.ends_with(ends) && text.chars().all(|c| ends(c) || "-_.".contains(c))
+}
+
+fn spelt_as_subdomain(text: &str) -> bool {
+    text.split('.').all(|part| {
+        let ends = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+        part.starts_with(ends) && part.ends_with(ends) && part.chars().all(|c| ends(c) || c == '-')
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_spelt_as_kubernetes_spells_them() {
+        for key in ["app", "app.kubernetes.io/name", "a/b", "A_b.c"] {
+            assert_eq!(label_key_fault(key), None, "{key}");
+        }
+        for key in ["", "/", "a/", "/a", "-a", "a/b/c", "Ex.org/a", "a b"] {
+            assert!(label_key_fault(key).is_some(), "{key}");
+        }
+        assert_eq!(label_value_fault(""), None);
+        assert_eq!(label_value_fault("v1.2_3-x"), None);
+        assert!(label_value_fault("-v").is_some());
+        assert!(label_value_fault(&"v".repeat(64)).is_some());
+    }
+}

@@ -1,0 +1,49 @@
+//! What no schema can say of a `RetryPolicy`.
+
+use crate::findings::Finding;
+use crate::retry_policy::RetryPolicy;
+use crate::values::{Duration, Size};
+
+use super::{Report, not_enforced};
+
+/// The shortest and the longest window of a budget.
+const BUDGET_WINDOW: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// The most of one request's body that is kept for sending it again: each request under way may hold as much.
+const MAX_BODY: Size = Size::from_bytes(16 << 20);
+/// Methods that do something anew each time they are sent.
+const NOT_IDEMPOTENT: [&str; 2] = ["POST", "PATCH"];
+
+/// What is wrong with a policy, or likely a mistake; all of it.
+pub fn validate_retry_policy(policy: &RetryPolicy) -> Vec<Finding> {
+    let spec = &policy.spec;
+    let mut report = Report::default();
+    report.targets(&spec.target_refs);
+    report.conditions("spec.retryOn", &spec.retry_on);
+    for (i, method) in spec.methods.iter().enumerate() {
+        if NOT_IDEMPOTENT.contains(&method.as_str()) {
+            let message =
+                format!("a {method} that is sent twice may act twice; retry it only where instances expect that");
+            report.suspicious(format!("spec.methods[{i}]"), message);
+        }
+    }
+    let (first, longest) = (spec.initial_delay, spec.max_delay);
+    let message = format!("{first} is longer than spec.maxDelay, which is {longest}");
+    report.require(first <= longest, "spec.initialDelay", message);
+    for (field, value) in [("spec.perTryTimeout", spec.per_try_timeout), ("spec.timeout", spec.timeout)] {
+        if value.is_some_and(|v| v.as_millis() == 0) {
+            report.error(field, "0s leaves no time for any try; leave the field out for no limit");
+        }
+    }
+    if let (Some(each), Some(whole)) = (spec.per_try_timeout, spec.timeout)
+        && each > whole
+    {
+        let message = format!("{each} for one try is longer than {whole} for all together (spec.timeout)");
+        report.error("spec.perTryTimeout", message);
+    }
+    report.within("spec.budget.window", spec.budget.window, BUDGET_WINDOW.0, BUDGET_WINDOW.1);
+    if spec.max_body_bytes > MAX_BODY {
+        report.error("spec.maxBodyBytes", format!("{} is above {MAX_BODY}", spec.max_body_bytes));
+    }
+    not_enforced::retry_policy(spec, &mut report);
+    report.finish()
+}

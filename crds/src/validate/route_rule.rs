@@ -1,0 +1,171 @@
+//! What no schema can say of a `RouteRule`.
+
+use crate::findings::Finding;
+use crate::route_rule::{
+    Filter, FilterType, PathMatch, PathMatchType, PathModifier, PathModifierType, RouteMatch, RouteRule, Stickiness,
+    Timeouts, ValueMatchType,
+};
+use crate::values::Duration;
+
+use super::{Report, not_enforced, patterns};
+
+/// What is wrong with a rule, or likely a mistake; all of it.
+pub fn validate_route_rule(rule: &RouteRule) -> Vec<Finding> {
+    let spec = &rule.spec;
+    let mut report = Report::default();
+    for (i, entry) in spec.matches.iter().enumerate() {
+        report.route_match(&format!("spec.matches[{i}]"), entry);
+    }
+    for (i, destination) in spec.destinations.iter().enumerate() {
+        let field = format!("spec.destinations[{i}]");
+        report.labels(&format!("{field}.subset"), &destination.subset);
+        report.filters(&format!("{field}.filters"), &destination.filters);
+    }
+    let ends = |filter: &Filter| matches!(filter.kind, FilterType::RequestRedirect | FilterType::DirectResponse);
+    let goes_somewhere = spec.destinations.iter().any(|d| d.weight > 0) || spec.filters.iter().any(ends);
+    report.require(goes_somewhere, "spec.destinations", super::NOWHERE);
+    report.filters("spec.filters", &spec.filters);
+    if let Some(stickiness) = &spec.stickiness {
+        report.stickiness(stickiness);
+    }
+    if let Some(timeouts) = &spec.timeouts {
+        report.timeouts(timeouts);
+    }
+    not_enforced::route_rule(spec, &mut report);
+    report.finish()
+}
+
+/// What header, query parameter and cookie matches have in common.
+struct Named<'a> {
+    kind: ValueMatchType,
+    name: &'a str,
+    value: Option<&'a str>,
+}
+
+macro_rules! named {
+    ($matches:expr) => {
+        $matches
+            .iter()
+            .map(|m| Named { kind: m.kind, name: &m.name, value: m.value.as_deref() })
+            .collect::<Vec<Named<'_>>>()
+    };
+}
+
+impl Report {
+    fn route_match(&mut self, field: &str, entry: &RouteMatch) {
+        if let Some(path) = &entry.path {
+            self.path_match(&format!("{field}.path.value"), path);
+        }
+        self.named(&format!("{field}.headers"), "header", &named!(entry.headers), str::eq_ignore_ascii_case);
+        self.named(&format!("{field}.queryParams"), "query parameter", &named!(entry.query_params), |a, b| a == b);
+        self.named(&format!("{field}.cookies"), "cookie", &named!(entry.cookies), |a, b| a == b);
+        if let Some(source) = &entry.source {
+            self.labels(&format!("{field}.source.labels"), &source.labels);
+        }
+    }
+
+    fn path_match(&mut self, field: &str, path: &PathMatch) {
+        if path.kind == PathMatchType::RegularExpression {
+            return self.regex(field, &path.value);
+        }
+        self.require(path.value.starts_with('/'), field, super::PATH_START);
+        self.require(!path.value.contains(['?', '#', ' ']), field, super::PATH_ONLY);
+    }
+
+    fn regex(&mut self, field: &str, expression: &str) {
+        if let Err(message) = patterns::whole_match(expression) {
+            self.error(field, message);
+        }
+    }
+
+    fn named(&mut self, field: &str, what: &str, matches: &[Named<'_>], same: fn(&str, &str) -> bool) {
+        for (i, this) in matches.iter().enumerate() {
+            let field = format!("{field}[{i}]");
+            let valueless = matches!(this.kind, ValueMatchType::Present | ValueMatchType::Absent);
+            self.require(valueless != this.value.is_some(), &field, super::MATCH_VALUE);
+            if let (ValueMatchType::RegularExpression, Some(value)) = (this.kind, this.value) {
+                self.regex(&format!("{field}.value"), value);
+            }
+            for earlier in matches[..i].iter().filter(|earlier| same(earlier.name, this.name)) {
+                if let Some(message) = clash(earlier, this, what) {
+                    self.error(&field, message);
+                    break;
+                }
+            }
+        }
+    }
+
+    fn stickiness(&mut self, stickiness: &Stickiness) {
+        let on = &stickiness.on;
+        let given = [on.header.is_some(), on.cookie.is_some(), on.source_ip.is_some()];
+        self.require(given.into_iter().filter(|g| *g).count() == 1, "spec.stickiness.on", super::ONE_STICKY_KEY);
+    }
+
+    fn timeouts(&mut self, timeouts: &Timeouts) {
+        // 0s means none.
+        let given = |timeout: Option<Duration>| timeout.filter(|t| t.as_millis() > 0);
+        if let (Some(whole), Some(each)) = (given(timeouts.request), given(timeouts.backend_request))
+            && each > whole
+        {
+            let message = format!("{each} for one try is longer than {whole} for the whole request (timeouts.request)");
+            self.error("spec.timeouts.backendRequest", message);
+        }
+    }
+
+    fn filters(&mut self, field: &str, filters: &[Filter]) {
+        for (i, filter) in filters.iter().enumerate() {
+            self.filter(&format!("{field}[{i}]"), filter);
+        }
+    }
+
+    fn filter(&mut self, field: &str, filter: &Filter) {
+        let given = [
+            (FilterType::RequestHeaderModifier, filter.request_header_modifier.is_some()),
+            (FilterType::ResponseHeaderModifier, filter.response_header_modifier.is_some()),
+            (FilterType::UrlRewrite, filter.url_rewrite.is_some()),
+            (FilterType::RequestRedirect, filter.request_redirect.is_some()),
+            (FilterType::RequestMirror, filter.request_mirror.is_some()),
+            (FilterType::Fault, filter.fault.is_some()),
+            (FilterType::DirectResponse, filter.direct_response.is_some()),
+            (FilterType::Cors, filter.cors.is_some()),
+        ];
+        self.require(given.iter().all(|(kind, given)| *given == (*kind == filter.kind)), field, super::FILTER_FIELD);
+        if let Some(path) = filter.url_rewrite.as_ref().and_then(|rewrite| rewrite.path.as_ref()) {
+            self.path_modifier(&format!("{field}.urlRewrite.path"), path);
+        }
+        if let Some(redirect) = &filter.request_redirect {
+            let known = matches!(redirect.status_code, 301 | 302 | 303 | 307 | 308);
+            self.require(known, format!("{field}.requestRedirect.statusCode"), super::REDIRECT_STATUS);
+            if let Some(path) = &redirect.path {
+                self.path_modifier(&format!("{field}.requestRedirect.path"), path);
+            }
+        }
+        if let Some(fault) = &filter.fault {
+            self.require(fault.delay.is_some() || fault.abort.is_some(), format!("{field}.fault"), super::FAULT_NONE);
+        }
+    }
+
+    fn path_modifier(&mut self, field: &str, path: &PathModifier) {
+        let given = (path.replace_full_path.is_some(), path.replace_prefix_match.is_some());
+        let wanted =
+            (path.kind == PathModifierType::ReplaceFullPath, path.kind == PathModifierType::ReplacePrefixMatch);
+        self.require(given == wanted, field, super::FILTER_FIELD);
+    }
+}
+
+/// Why no request has both, if none can.
+fn clash(earlier: &Named<'_>, this: &Named<'_>, what: &str) -> Option<String> {
+    use ValueMatchType::{Absent, Exact};
+    let name = this.name;
+    match (earlier.kind, this.kind) {
+        (Exact, Exact) if earlier.value != this.value => Some(format!(
+            "the {what} {name:?} is asked for twice, with {:?} and {:?}: no request has both; for either, write two matches",
+            earlier.value.unwrap_or_default(),
+            this.value.unwrap_or_default(),
+        )),
+        (Absent, other) | (other, Absent) if other != Absent => {
+            Some(format!("the {what} {name:?} is asked for as Absent and as {other:?}: no request has both"))
+        }
+        _ => None,
+    }
+}

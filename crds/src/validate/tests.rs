@@ -1,0 +1,195 @@
+use expect_test::{Expect, expect};
+use serde_json::{Value, json};
+
+use crate::shape::{Custom, parse};
+use crate::{CircuitPolicy, RetryPolicy, RouteRule};
+
+fn check<K: Custom>(spec: Value, expected: Expect) {
+    let (object, findings) = parse::<K>(&json!({"metadata": {"name": "x"}, "spec": spec}));
+    assert!(object.is_some(), "these are of the right shape");
+    let lines = findings.iter().map(|f| format!("{:?} {:?} {}: {}\n", f.severity, f.reason, f.field, f.message));
+    expected.assert_eq(&lines.collect::<String>());
+}
+
+fn rule(mut more: Value) -> Value {
+    let fields = more.as_object_mut().map(std::mem::take).unwrap_or_default();
+    let mut spec = json!({"service": "a", "destinations": [{"service": "a"}]});
+    fields.into_iter().for_each(|(name, value)| spec[name] = value);
+    spec
+}
+
+fn circuit(mut more: Value) -> Value {
+    more["targetRefs"] = json!([{"name": "a"}]);
+    more
+}
+
+#[test]
+fn a_rule_that_sends_requests_nowhere_is_refused() {
+    let expected = "Error Invalid spec.destinations: no request could go anywhere: give a destination with a weight above 0, or \
+                    a filter of type RequestRedirect or DirectResponse\n";
+    for destinations in [json!([]), json!([{"service": "a", "weight": 0}, {"service": "b", "weight": 0}])] {
+        let (_, findings) = parse::<RouteRule>(
+            &json!({"metadata": {"name": "x"}, "spec": rule(json!({"destinations": destinations}))}),
+        );
+        let lines: Vec<String> =
+            findings.iter().map(|f| format!("{:?} {:?} {}: {}\n", f.severity, f.reason, f.field, f.message)).collect();
+        assert_eq!(lines.concat(), expected);
+    }
+}
+
+#[test]
+fn matches_that_cannot_be_are_refused() {
+    check::<RouteRule>(
+        rule(json!({"matches": [
+            {"path": {"value": "api"}},
+            {"path": {"type": "Exact", "value": "/api?x=1"}},
+            {"path": {"type": "RegularExpression", "value": "/api/[0-9"}},
+            {"headers": [{"type": "Present", "name": "a", "value": "x"}, {"name": "b"}]},
+            {"headers": [{"name": "X-Version", "value": "v1"}, {"name": "x-version", "value": "v2"}]},
+            {"queryParams": [{"name": "q", "value": "1"}, {"name": "Q", "value": "2"}, {"type": "Absent", "name": "q"}]},
+            {"headers": [{"type": "RegularExpression", "name": "a", "value": "(\\w{100}){100}"}]},
+        ]})),
+        expect![[r#"
+            Error Invalid spec.matches[0].path.value: a path begins with `/`
+            Error Invalid spec.matches[1].path.value: a path has no `?`, `#` or space in it; queryParams match the query
+            Error Invalid spec.matches[2].path.value: the regular expression does not compile: unclosed character class
+            Error Invalid spec.matches[3].headers[0]: a value is given, except for Present and Absent, which have none
+            Error Invalid spec.matches[3].headers[1]: a value is given, except for Present and Absent, which have none
+            Error Invalid spec.matches[4].headers[1]: the header "x-version" is asked for twice, with "v1" and "v2": no request has both; for either, write two matches
+            Error Invalid spec.matches[5].queryParams[2]: the query parameter "q" is asked for as Absent and as Exact: no request has both
+            Error Invalid spec.matches[6].headers[0].value: the regular expression takes more than 1024 KiB when compiled; make it simpler
+        "#]],
+    );
+}
+
+#[test]
+fn times_that_contradict_one_another_are_refused() {
+    check::<RouteRule>(
+        rule(json!({"timeouts": {"request": "1s", "backendRequest": "2s"}})),
+        expect![[r#"
+            Error Invalid spec.timeouts.backendRequest: 2s for one try is longer than 1s for the whole request (timeouts.request)
+        "#]],
+    );
+    check::<RouteRule>(rule(json!({"timeouts": {"request": "0s", "backendRequest": "2s"}})), expect![[""]]);
+    check::<RetryPolicy>(
+        json!({"perTryTimeout": "5s", "timeout": "1s", "initialDelay": "1m", "budget": {"window": "2m"}, "maxBodyBytes": "1Gi"}),
+        expect![[r#"
+            Error Invalid spec.initialDelay: 1m is longer than spec.maxDelay, which is 30s
+            Error Invalid spec.perTryTimeout: 5s for one try is longer than 1s for all together (spec.timeout)
+            Error Invalid spec.budget.window: 2m is longer than 1m
+            Error Invalid spec.maxBodyBytes: 1Gi is above 16Mi
+        "#]],
+    );
+    check::<RetryPolicy>(
+        json!({"timeout": "0s"}),
+        expect![[r#"
+            Error Invalid spec.timeout: 0s leaves no time for any try; leave the field out for no limit
+        "#]],
+    );
+    check::<CircuitPolicy>(
+        circuit(json!({"window": "500ms", "timeout": "15m", "errorRateThreshold": "0%"})),
+        expect![[r#"
+            Error Invalid spec.window: 500ms is shorter than 1s
+            Error Invalid spec.backoff.maxTimeout: 10m is shorter than spec.timeout, which is 15m: an open time only grows
+            Warning Suspicious spec.errorRateThreshold: 0% opens the circuit whatever happens
+        "#]],
+    );
+    check::<CircuitPolicy>(
+        circuit(json!({"timeout": "0s", "backoff": {"maxTimeout": "25h"}})),
+        expect![[r#"
+            Error Invalid spec.timeout: 0s is shorter than 1ms
+            Error Invalid spec.backoff.maxTimeout: 25h is longer than 24h
+        "#]],
+    );
+}
+
+#[test]
+fn of_what_excludes_one_another_exactly_one_is_given() {
+    check::<RouteRule>(
+        rule(json!({
+            "stickiness": {"on": {"header": "x-user", "sourceIP": {}}},
+            "filters": [
+                {"type": "Fault", "requestMirror": {"service": "b"}},
+                {"type": "RequestRedirect", "requestRedirect": {"statusCode": 305}},
+                {"type": "URLRewrite", "urlRewrite": {"path": {"type": "ReplaceFullPath", "replacePrefixMatch": "/x"}}},
+                {"type": "Fault", "fault": {}},
+            ],
+        })),
+        expect![[r#"
+            Error Invalid spec.filters[0]: the field that `type` names is given, and no other
+            Error Invalid spec.filters[1].requestRedirect.statusCode: a redirect's status is 301, 302, 303, 307 or 308
+            Error Invalid spec.filters[2].urlRewrite.path: the field that `type` names is given, and no other
+            Error Invalid spec.filters[3].fault: a delay, an abort or both are given
+            Error Invalid spec.stickiness.on: exactly one of header, cookie and sourceIP is given
+            Warning NotEnforced spec.filters[0]: is accepted, but this build does not act on it yet
+            Warning NotEnforced spec.filters[1]: is accepted, but this build does not act on it yet
+            Warning NotEnforced spec.filters[2]: is accepted, but this build does not act on it yet
+            Warning NotEnforced spec.filters[3]: is accepted, but this build does not act on it yet
+            Warning NotEnforced spec.stickiness: is accepted, but this build does not act on it yet
+        "#]],
+    );
+}
+
+#[test]
+fn a_policy_for_the_same_target_twice_or_that_falls_back_to_itself_is_refused() {
+    check::<CircuitPolicy>(
+        json!({
+            "targetRefs": [{"name": "a"}, {"name": "a", "version": "v1"}, {"kind": "Service", "name": "a"}, {"name": "b", "group": "apps"}],
+            "fallback": {"destination": {"service": "a", "version": "v1"}},
+        }),
+        expect![[r#"
+            Error Invalid spec.targetRefs[2]: the same target as spec.targetRefs[0]
+            Error Invalid spec.targetRefs[3].group: only Services can be targets; their group is empty
+            Error Invalid spec.fallback.destination: the policy's own target stands in for itself: when its circuit is open, so is the fallback's
+            Warning NotEnforced spec.fallback: is accepted, but this build does not act on it yet
+        "#]],
+    );
+}
+
+#[test]
+fn labels_that_no_object_can_have_are_refused() {
+    check::<RouteRule>(
+        rule(
+            json!({"destinations": [{"service": "a", "subset": {"-x": "a", "ok": "not ok", "app.kubernetes.io/name": "fine"}}]}),
+        ),
+        expect![[r#"
+            Error Invalid spec.destinations[0].subset[-x]: "-x" is not a label's key: its name has 1 to 63 letters, digits, `-`, `_` and `.`
+            Error Invalid spec.destinations[0].subset[ok]: "not ok" is not a label's value: up to 63 letters, digits, `-`, `_` and `.`, with a letter or digit at both ends
+        "#]],
+    );
+}
+
+#[test]
+fn what_is_not_acted_on_yet_is_said() {
+    check::<RouteRule>(
+        rule(
+            json!({"serviceNamespace": "b", "matches": [{"cookies": [{"name": "a", "value": "b"}], "grpc": {}}, {"method": "GET"}]}),
+        ),
+        expect![[r#"
+            Warning NotEnforced spec.serviceNamespace: rules for another namespace's Service are not in force yet: this rule is left out
+            Warning NotEnforced spec.matches[0].cookies: is not looked at yet: this match entry is left out until it is enforced
+            Warning NotEnforced spec.matches[0].grpc: is not looked at yet: this match entry is left out until it is enforced
+        "#]],
+    );
+    check::<CircuitPolicy>(
+        circuit(json!({
+            "slowCalls": {"duration": "2s", "rateThreshold": "80%"}, "healthCheck": {"tcp": {}}, "limits": {},
+            "override": "ForceOpen", "maxEjectionPercent": "100%",
+        })),
+        expect![[r#"
+            Warning NotEnforced spec.slowCalls: is accepted, but this build does not act on it yet
+            Warning NotEnforced spec.maxEjectionPercent: is accepted, but this build does not act on it yet
+            Warning NotEnforced spec.healthCheck: is accepted, but this build does not act on it yet
+            Warning NotEnforced spec.limits: is accepted, but this build does not act on it yet
+            Warning NotEnforced spec.override: is accepted, but this build does not act on it yet
+        "#]],
+    );
+    check::<CircuitPolicy>(circuit(json!({"maxEjectionPercent": "50%"})), expect![[""]]);
+    check::<RetryPolicy>(
+        json!({"hedge": {"after": "100ms"}, "methods": ["GET", "POST"]}),
+        expect![[r#"
+            Warning Suspicious spec.methods[1]: a POST that is sent twice may act twice; retry it only where instances expect that
+            Warning NotEnforced spec.hedge: is accepted, but this build does not act on it yet
+        "#]],
+    );
+}
