@@ -1,0 +1,166 @@
+//! What people and monitoring ask of an agent, over HTTP on an address of its own: `/healthz`, `/readyz`, `/metrics`, `/config`,
+//! `/circuits`. Everything is read; nothing can be changed here.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use prometheus_client::registry::Registry;
+use serde_json::{Value, json};
+use switchyard_proto::v1;
+
+use crate::admit::breaker;
+use crate::clock;
+use crate::subscribe::Link;
+use crate::table::{Destination, Rule};
+use crate::transitions::word;
+use crate::worker::Shared;
+
+/// The metrics, collected when they are asked for.
+mod metrics;
+
+/// What the admin endpoints read.
+#[derive(Debug, Clone)]
+pub struct Admin {
+    /// The agent.
+    pub shared: Arc<Shared>,
+    /// How it stands with its controller.
+    pub link: Arc<Link>,
+}
+
+/// The endpoints.
+pub fn router(admin: Admin) -> Router {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(metrics::Collector(admin.clone())));
+    let registry = Arc::new(registry);
+    Router::new()
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(move || metrics::text(Arc::clone(&registry))))
+        .route("/config", get(config))
+        .route("/circuits", get(circuits))
+        .with_state(admin)
+}
+
+async fn ready(State(admin): State<Admin>) -> (StatusCode, &'static str) {
+    if admin.link.ready.load(Relaxed) {
+        (StatusCode::OK, "ready\n")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "no configuration yet: the controller has sent none, and none was saved\n")
+    }
+}
+
+async fn config(State(admin): State<Admin>) -> Response {
+    let table = admin.shared.table.load();
+    let services: Vec<Value> = table
+        .services()
+        .map(|service| {
+            let ports: Vec<Value> =
+                service.ports.iter().map(|p| json!({"port": p.number, "protocol": protocol(p.protocol)})).collect();
+            let rules: Vec<Value> = service.rules.iter().map(rule).collect();
+            let order: Vec<Value> = service
+                .entries
+                .iter()
+                .map(|entry| json!({"rule": &*service.rule(Some(entry.rule)).name, "match": entry.to_string()}))
+                .collect();
+            json!({
+                "service": &*service.label,
+                "ports": ports,
+                "rules": rules,
+                "order": order,
+                "default": rule(&service.default_rule)["destinations"],
+            })
+        })
+        .collect();
+    pretty(&json!({
+        "revision": table.revision,
+        "connected": admin.link.connected.load(Relaxed),
+        "services": services,
+    }))
+}
+
+fn protocol(protocol: v1::Protocol) -> &'static str {
+    match protocol {
+        v1::Protocol::Unspecified => "as the caller",
+        v1::Protocol::Http1 => "http",
+        v1::Protocol::Http2 => "h2c",
+        v1::Protocol::Tcp => "tcp",
+    }
+}
+
+fn rule(rule: &Rule) -> Value {
+    let destinations: Vec<Value> = rule.destinations.iter().map(destination).collect();
+    json!({
+        "rule": &*rule.name,
+        "destinations": destinations,
+        "timeouts": {
+            "requestMs": rule.request_timeout.map(|t| t.as_millis()),
+            "backendRequestMs": rule.try_timeout.map(|t| t.as_millis()),
+        },
+        "whenUnavailable": if rule.fail_when_unavailable { "Fail" } else { "Redistribute" },
+    })
+}
+
+fn destination(destination: &Destination) -> Value {
+    let instances: Vec<Vec<Value>> = destination
+        .ports
+        .iter()
+        .map(|port| {
+            let instances = port.ready.iter();
+            instances.map(|i| json!({"address": i.address, "name": &*i.name, "version": &*i.version})).collect()
+        })
+        .collect();
+    json!({
+        "service": &*destination.service,
+        "version": &*destination.version,
+        "weight": destination.weight,
+        "retryPolicy": destination.retry.as_deref().map(|r| &*r.name),
+        // One list per port of the routed Service.
+        "instances": instances,
+    })
+}
+
+async fn circuits(State(admin): State<Admin>) -> Response {
+    let now = admin.shared.runtime.millis(clock::now());
+    let wall = clock::unix_millis();
+    let all: Vec<Value> = admin
+        .shared
+        .runtime
+        .circuits()
+        .iter()
+        .map(|circuit| {
+            let state = circuit.breaker.state();
+            let counts = circuit.breaker.counts(&circuit.settings.breaker, now);
+            let latest = admin.shared.transitions.of(&circuit.service.to_string(), &circuit.target);
+            let until = match state {
+                breaker::State::Open { until } => Some(until.since(now)),
+                _ => None,
+            };
+            json!({
+                "service": circuit.service.to_string(),
+                "target": circuit.target,
+                "scope": if circuit.settings.whole_destination { "Destination" } else { "Instance" },
+                "policy": &*circuit.settings.name,
+                "state": word(state),
+                "reason": latest.as_ref().map(|l| l.reason.clone()),
+                "sinceUnixMs": latest.as_ref().map(|l| l.since_ms),
+                "probesInMs": until,
+                "probesAtUnixMs": until.map(|ms| wall.saturating_add(i64::try_from(ms).unwrap_or(i64::MAX))),
+                "window": {"requests": counts.total, "failed": counts.failed},
+            })
+        })
+        .collect();
+    pretty(&Value::Array(all))
+}
+
+/// JSON that a person can read as well.
+fn pretty(value: &Value) -> Response {
+    match serde_json::to_string_pretty(value) {
+        Ok(text) => ([(header::CONTENT_TYPE, "application/json")], text + "\n").into_response(),
+        Err(_) => Json(Value::Null).into_response(),
+    }
+}

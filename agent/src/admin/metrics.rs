@@ -1,0 +1,175 @@
+//! The agent's metrics in the OpenMetrics text format. Names and labels are part of what users build on; labels come from
+//! configuration only.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncoder};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+
+use super::Admin;
+use crate::admit::breaker::State;
+use crate::record::metrics::{BOUNDS_MICROS, CLASSES, Latency};
+
+/// What `/metrics` answers.
+pub(super) async fn text(registry: Arc<Registry>) -> Response {
+    let mut text = String::new();
+    match prometheus_client::encoding::text::encode(&mut text, &registry) {
+        Ok(()) => {
+            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            ([(header::CONTENT_TYPE, kind)], text).into_response()
+        }
+        Err(error) => (axum::http::StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
+}
+
+/// Collects when asked.
+#[derive(Debug)]
+pub(super) struct Collector(pub(super) Admin);
+
+/// No counter has an exemplar.
+type NoLabels = [(&'static str, &'static str); 0];
+type Labels<'a, const N: usize> = [(&'a str, &'a str); N];
+
+fn counter(encoder: &mut MetricEncoder<'_>, labels: &impl EncodeLabelSet, value: u64) -> fmt::Result {
+    encoder.encode_family(labels)?.encode_counter::<NoLabels, u64, u64>(&value, None)
+}
+
+fn gauge(encoder: &mut MetricEncoder<'_>, labels: &impl EncodeLabelSet, value: i64) -> fmt::Result {
+    encoder.encode_family(labels)?.encode_gauge(&value)
+}
+
+impl prometheus_client::collector::Collector for Collector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        self.requests(&mut encoder)?;
+        self.retries(&mut encoder)?;
+        self.circuits(&mut encoder)?;
+        self.link(&mut encoder)
+    }
+}
+
+impl Collector {
+    fn requests(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let all = self.0.shared.runtime.all_series();
+        let help = "Requests that went to a destination, by the class of the status that the caller saw.";
+        let mut metric = encoder.encode_descriptor("switchyard_requests", help, None, MetricType::Counter)?;
+        for series in &all {
+            let [service, rule, destination, version] = &series.labels;
+            for (class, count) in CLASSES.iter().zip(series.classes()).filter(|(_, count)| *count > 0) {
+                let labels: Labels<'_, 5> = [
+                    ("service", service),
+                    ("rule", rule),
+                    ("destination", destination),
+                    ("version", version),
+                    ("class", class),
+                ];
+                counter(&mut metric, &labels, count)?;
+            }
+        }
+        let help = "How long requests took, from their head to the last byte of the reply.";
+        let name = "switchyard_request_duration_seconds";
+        let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        for series in &all {
+            let [service, rule, destination, version] = &series.labels;
+            let labels: Labels<'_, 4> =
+                [("service", service), ("rule", rule), ("destination", destination), ("version", version)];
+            let latency = series.latency();
+            let count = latency.buckets.iter().sum();
+            if count > 0 {
+                let sum = latency.sum_micros as f64 / 1e6;
+                metric.encode_family(&labels)?.encode_histogram::<NoLabels>(sum, count, &buckets(&latency), None)?;
+            }
+        }
+        let help = "Requests that the agent answered itself, by the word in x-switchyard-reason.";
+        let mut metric = encoder.encode_descriptor("switchyard_refusals", help, None, MetricType::Counter)?;
+        for (reason, count) in self.0.shared.unrouted.refusals() {
+            counter(&mut metric, &[("service", ""), ("reason", reason)], count)?;
+        }
+        for service in self.0.shared.runtime.all_services() {
+            for (reason, count) in service.retries.refusals() {
+                counter(&mut metric, &[("service", service.label.as_str()), ("reason", reason)], count)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn retries(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "Retries by what made them and what came of them; an outcome other than success or failure says why \
+                    there was none.";
+        let mut metric = encoder.encode_descriptor("switchyard_retries", help, None, MetricType::Counter)?;
+        for service in self.0.shared.runtime.all_services() {
+            for (reason, outcome, count) in service.retries.retries() {
+                let labels: Labels<'_, 3> = [("service", &service.label), ("reason", reason), ("outcome", outcome)];
+                counter(&mut metric, &labels, count)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn circuits(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let all = self.0.shared.runtime.circuits();
+        let named: Vec<(String, &str, &str)> =
+            all.iter().map(|c| (c.service.to_string(), c.target.as_str(), &*c.settings.name)).collect();
+        let help = "State of a circuit: 0 closed, 1 open, 2 half-open.";
+        let mut metric = encoder.encode_descriptor("switchyard_circuit_state", help, None, MetricType::Gauge)?;
+        for (circuit, (service, target, policy)) in all.iter().zip(&named) {
+            let value = match circuit.breaker.state() {
+                State::Closed => 0,
+                State::Open { .. } => 1,
+                State::HalfOpen { .. } => 2,
+            };
+            let labels: Labels<'_, 3> = [("service", service), ("target", target), ("policy", policy)];
+            gauge(&mut metric, &labels, value)?;
+        }
+        let help = "Changes of a circuit, by the state it changed to.";
+        let name = "switchyard_circuit_transitions";
+        let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (service, target, policy) in &named {
+            let Some(latest) = self.0.shared.transitions.of(service, target) else { continue };
+            for (to, count) in ["open", "half-open", "closed"].into_iter().zip(latest.counts) {
+                let labels: Labels<'_, 4> = [("service", service), ("target", target), ("policy", policy), ("to", to)];
+                counter(&mut metric, &labels, count)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn link(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let link = &self.0.link;
+        let revision = self.0.shared.table.load().revision;
+        let gauges = [
+            ("switchyard_config_revision", "The controller's revision that is in force.", revision),
+            (
+                "switchyard_agent_controller_connected",
+                "1 while there is a stream to the controller.",
+                u64::from(link.connected.load(Relaxed)),
+            ),
+        ];
+        for (name, help, value) in gauges {
+            let value = i64::try_from(value).unwrap_or(i64::MAX);
+            encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)?;
+        }
+        let counters = [
+            ("switchyard_agent_resources_received", "Resources that the controller sent.", &link.resources_received),
+            ("switchyard_agent_resources_rejected", "Resources that were turned down.", &link.resources_rejected),
+            ("switchyard_agent_updates_received", "Updates that the controller sent.", &link.updates_received),
+            ("switchyard_agent_streams", "Streams to a controller that were opened.", &link.streams),
+        ];
+        for (name, help, value) in counters {
+            let value = value.load(Relaxed);
+            let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            metric.encode_counter::<NoLabels, u64, u64>(&value, None)?;
+        }
+        Ok(())
+    }
+}
+
+/// Bounds in seconds with how many fell between each and the one before.
+fn buckets(latency: &Latency) -> Vec<(f64, u64)> {
+    let bounds = BOUNDS_MICROS.iter().map(|micros| *micros as f64 / 1e6).chain([f64::MAX]);
+    bounds.zip(latency.buckets).collect()
+}

@@ -1,0 +1,211 @@
+//! Why a request goes where it goes: the same matcher and the same table as the proxy, asked in words.
+
+use http::{HeaderMap, Method};
+use serde::Serialize;
+
+use crate::admit::{self, Standing};
+use crate::matching::View;
+use crate::refusal::Refusal;
+use crate::retry::backoff::Strategy;
+use crate::table::{Destination, RetrySettings, Table};
+use crate::transitions::word;
+
+/// Everything about one request.
+#[derive(Debug, Serialize)]
+pub struct Explanation {
+    /// `namespace/name` of the Service.
+    pub service: String,
+    /// The port that the request is for.
+    pub port: u16,
+    /// The rule that decides; none: the default, which is all ready instances.
+    pub rule: Option<String>,
+    /// Every match entry, in the order in which they are asked, up to the one that holds and beyond.
+    pub considered: Vec<Considered>,
+    /// Where the request goes.
+    pub destinations: Vec<Where>,
+    /// Limits of time in force, in milliseconds.
+    pub timeouts: Timeouts,
+}
+
+/// One entry of the ordered list.
+#[derive(Debug, Serialize)]
+pub struct Considered {
+    /// `namespace/name` of the RouteRule.
+    pub rule: String,
+    /// Which of its `matches`, from 0; none: it has no matches and holds for every request.
+    pub entry: Option<u32>,
+    /// Whether it holds.
+    pub matched: bool,
+    /// What it asks for, or what does not hold.
+    pub why: String,
+}
+
+/// One destination as it is in force.
+#[derive(Debug, Serialize)]
+pub struct Where {
+    /// `namespace/name` of the Service.
+    pub service: String,
+    /// Its version, if the rule names one.
+    pub version: Option<String>,
+    /// The weight as given.
+    pub weight: u32,
+    /// The share of the requests that it gets now, in percent.
+    pub percent: f64,
+    /// Its ready instances.
+    pub instances: Vec<InstanceState>,
+    /// The circuit policy in force, if any.
+    pub circuit: Option<String>,
+    /// The retry policy in force, if any.
+    pub retry: Option<Retry>,
+}
+
+/// One instance.
+#[derive(Debug, Serialize)]
+pub struct InstanceState {
+    /// Where it listens.
+    pub address: String,
+    /// Its Pod, if it has one.
+    pub name: Option<String>,
+    /// Its version, if it has one.
+    pub version: Option<String>,
+    /// `closed`, `open`, `half-open`; none: no policy.
+    pub circuit: Option<&'static str>,
+    /// Whether it can be asked now.
+    pub available: bool,
+}
+
+/// A retry policy in force.
+#[derive(Debug, Serialize)]
+pub struct Retry {
+    /// `namespace/name` of the policy.
+    pub policy: String,
+    /// Retries after the first try.
+    pub max_retries: u32,
+    /// How the wait grows.
+    pub strategy: &'static str,
+    /// Whether this request's method may be sent twice.
+    pub method_may_repeat: bool,
+}
+
+/// Limits of time, in milliseconds.
+#[derive(Debug, Serialize)]
+pub struct Timeouts {
+    /// For the whole request.
+    pub request_ms: Option<u128>,
+    /// For each try.
+    pub backend_request_ms: Option<u128>,
+}
+
+/// A request to explain.
+#[derive(Debug)]
+pub struct Question<'a> {
+    /// The Host field.
+    pub host: &'a str,
+    /// The method.
+    pub method: &'a Method,
+    /// The path, without the query.
+    pub path: &'a str,
+    /// The query.
+    pub query: Option<&'a str>,
+    /// The header fields.
+    pub headers: &'a HeaderMap,
+}
+
+/// Explains what would become of a request. `now` is the time as circuits count it.
+///
+/// # Errors
+/// The refusal that the request would get.
+pub fn explain(table: &Table, question: &Question<'_>, now: admit::window::Millis) -> Result<Explanation, Refusal> {
+    let (service, port) = table.identify(question.host)?;
+    let service = table.at(service);
+    let number = service.ports.get(port).map_or(0, |p| p.number);
+    let view = View {
+        method: question.method,
+        path: question.path,
+        query: question.query,
+        headers: question.headers,
+        port: number,
+    };
+    let mut decided = None;
+    let mut considered = Vec::new();
+    for entry in &service.entries {
+        let held = entry.holds(&view);
+        let matched = held.is_ok() && decided.is_none();
+        let why = match held {
+            Err(mismatch) => mismatch.to_string(),
+            Ok(()) if matched => entry.to_string(),
+            Ok(()) => "it matches too, and comes later in the order".to_owned(),
+        };
+        if matched {
+            decided = Some(entry.rule);
+        }
+        considered.push(Considered {
+            rule: service.rule(Some(entry.rule)).name.to_string(),
+            entry: u32::try_from(entry.position).ok(),
+            matched,
+            why,
+        });
+    }
+    let rule = service.rule(decided);
+    let shares = rule.shares.get(port).cloned().unwrap_or_default();
+    let share = |position: usize| {
+        let begin = if position == 0 { 0 } else { shares.ends[position - 1] };
+        let width = shares.ends.get(position).map_or(0, |end| end - begin);
+        if shares.total == 0 { 0.0 } else { width as f64 * 100.0 / shares.total as f64 }
+    };
+    let destinations = rule.destinations.iter().enumerate();
+    Ok(Explanation {
+        service: service.label.to_string(),
+        port: number,
+        rule: decided.map(|_| rule.name.to_string()),
+        considered,
+        destinations: destinations.map(|(position, d)| place(d, port, share(position), question.method, now)).collect(),
+        timeouts: Timeouts {
+            request_ms: rule.request_timeout.map(|t| t.as_millis()),
+            backend_request_ms: rule.try_timeout.map(|t| t.as_millis()),
+        },
+    })
+}
+
+fn place(destination: &Destination, port: usize, percent: f64, method: &Method, now: admit::window::Millis) -> Where {
+    let instances = destination.ports.get(port).map_or(&[][..], |p| &p.ready);
+    let given = |text: &str| Some(text.to_owned()).filter(|t| !t.is_empty());
+    let whole_open = admit::standing(destination.circuit.as_ref(), now) == Standing::Out;
+    Where {
+        service: destination.service.to_string(),
+        version: given(&destination.version),
+        weight: destination.weight,
+        percent,
+        circuit: instances
+            .iter()
+            .find_map(|i| i.circuit.as_ref())
+            .or(destination.circuit.as_ref())
+            .map(|c| c.settings.name.to_string()),
+        retry: destination.retry.as_deref().map(|policy| retry(policy, method)),
+        instances: instances
+            .iter()
+            .map(|instance| InstanceState {
+                address: instance.address.to_string(),
+                name: given(&instance.name),
+                version: given(&instance.version),
+                circuit: instance.circuit.as_ref().or(destination.circuit.as_ref()).map(|c| word(c.breaker.state())),
+                available: !whole_open && admit::standing(instance.circuit.as_ref(), now) != Standing::Out,
+            })
+            .collect(),
+    }
+}
+
+fn retry(policy: &RetrySettings, method: &Method) -> Retry {
+    Retry {
+        policy: policy.name.to_string(),
+        max_retries: policy.max_retries,
+        strategy: match policy.backoff.strategy {
+            Strategy::Fixed => "Fixed",
+            Strategy::Linear => "Linear",
+            Strategy::Exponential => "Exponential",
+            Strategy::Fibonacci => "Fibonacci",
+            Strategy::DecorrelatedJitter => "DecorrelatedJitter",
+        },
+        method_may_repeat: policy.methods.contains(method),
+    }
+}

@@ -1,0 +1,225 @@
+//! One try: the request goes to one instance, and its reply's head comes back.
+//!
+//! Keeps true:
+//! - This is the one seam to the HTTP library on the upstream side: connect, check out, send.
+//! - A request that hyper hands back unsent is sent on a new connection at once; that is no retry, for nothing was sent.
+//! - A request that a kept connection broke off before any reply is sent once more on a new one only if it has no body and its
+//!   method is idempotent (RFC 9110 section 9.2.2): the instance most likely closed an idle connection.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use http::header::{COOKIE, HOST};
+use http::{HeaderValue, Request, Response, Uri, Version};
+use http_body::Body;
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::TokioIo;
+use switchyard_proto::v1::Protocol;
+use tokio::net::TcpStream;
+
+use crate::body::RequestBody;
+use crate::table::{Instance, Outcome};
+use crate::worker::Worker;
+
+/// Free connections.
+pub mod pool;
+
+use pool::Lease;
+
+/// How long a connection may take to be made; a policy's timeouts may be shorter.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// What an instance may send ahead on one stream, and on a connection, of HTTP/2.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+
+/// Runs HTTP/2's tasks on the worker's own thread.
+#[derive(Clone, Copy, Debug)]
+pub struct LocalExecutor;
+
+impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for LocalExecutor {
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(future);
+    }
+}
+
+/// Sends a request and waits for the head of its reply. `version` is what the caller speaks: it decides where the port's
+/// protocol is not declared.
+///
+/// # Errors
+/// How the try failed.
+pub async fn send(
+    worker: &Rc<Worker>,
+    instance: &Instance,
+    request: Request<RequestBody>,
+    version: Version,
+    upgrade: bool,
+) -> Result<(Response<Incoming>, Lease), Outcome> {
+    let http2 = match instance.protocol {
+        Protocol::Http2 => true,
+        Protocol::Unspecified => version == Version::HTTP_2,
+        Protocol::Http1 | Protocol::Tcp => false,
+    };
+    if http2 {
+        send_http2(worker, instance, for_http2(request)?).await
+    } else {
+        send_http1(worker, instance, for_http1(request), upgrade).await
+    }
+}
+
+async fn send_http1(
+    worker: &Rc<Worker>,
+    instance: &Instance,
+    mut request: Request<RequestBody>,
+    upgrade: bool,
+) -> Result<(Response<Incoming>, Lease), Outcome> {
+    let id = instance.load.id;
+    let with_body = !request.body().is_end_stream();
+    // A connection that is upgraded never comes back, so none of the kept ones is spent on it.
+    while !upgrade && let Some(mut sender) = worker.pool.take_http1(id) {
+        let again = again(&request);
+        // Its last reply has just come whole; the connection's own task may have a last step to do.
+        if !sender.is_ready() && sender.ready().await.is_err() {
+            continue;
+        }
+        match sender.try_send_request(request).await {
+            Ok(response) => return Ok((response, worker.pool.lease(id, sender, with_body))),
+            Err(mut error) => match error.take_message() {
+                Some(unsent) => request = unsent,
+                None => match again {
+                    Some(again) if error.error().is_incomplete_message() => {
+                        request = again;
+                        break;
+                    }
+                    _ => return Err(Outcome::Reset),
+                },
+            },
+        }
+    }
+    let mut sender = connect_http1(instance, upgrade).await?;
+    match sender.send_request(request).await {
+        Ok(response) => Ok((response, worker.pool.lease(id, sender, with_body))),
+        Err(_) => Err(Outcome::Reset),
+    }
+}
+
+/// The same request once more, where that is safe: nothing in its body, and an idempotent method.
+fn again(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
+    if !request.body().is_end_stream() || !request.method().is_idempotent() {
+        return None;
+    }
+    let mut again = Request::new(RequestBody::Empty);
+    *again.method_mut() = request.method().clone();
+    *again.uri_mut() = request.uri().clone();
+    *again.headers_mut() = request.headers().clone();
+    Some(again)
+}
+
+async fn send_http2(
+    worker: &Rc<Worker>,
+    instance: &Instance,
+    mut request: Request<RequestBody>,
+) -> Result<(Response<Incoming>, Lease), Outcome> {
+    let id = instance.load.id;
+    if let Some(mut sender) = worker.pool.http2(id)
+        && sender.ready().await.is_ok()
+    {
+        match sender.try_send_request(request).await {
+            Ok(response) => return Ok((response, Lease::Shared)),
+            Err(mut error) => match error.take_message() {
+                Some(unsent) => request = unsent,
+                None => return Err(stream_outcome(error.error())),
+            },
+        }
+    }
+    let mut sender = connect_http2(instance).await?;
+    worker.pool.keep_http2(id, sender.clone());
+    match sender.send_request(request).await {
+        Ok(response) => Ok((response, Lease::Shared)),
+        Err(error) => Err(stream_outcome(&error)),
+    }
+}
+
+/// A stream that was refused was not looked at (RFC 9113 section 8.7); any other end of it is a reset.
+fn stream_outcome(error: &hyper::Error) -> Outcome {
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        if let Some(h2) = cause.downcast_ref::<h2::Error>() {
+            return if h2.reason() == Some(h2::Reason::REFUSED_STREAM) {
+                Outcome::RefusedStream
+            } else {
+                Outcome::Reset
+            };
+        }
+        source = cause.source();
+    }
+    Outcome::Reset
+}
+
+async fn connect(instance: &Instance) -> Result<TokioIo<TcpStream>, Outcome> {
+    let connecting = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(instance.address));
+    match connecting.await {
+        Ok(Ok(stream)) => {
+            // Small writes must not wait for others; a socket that refuses the option still works.
+            let _ = stream.set_nodelay(true);
+            Ok(TokioIo::new(stream))
+        }
+        Ok(Err(error)) => {
+            tracing::debug!(address = %instance.address, %error, "cannot connect");
+            Err(Outcome::ConnectFailure)
+        }
+        Err(_) => Err(Outcome::ConnectFailure),
+    }
+}
+
+async fn connect_http1(instance: &Instance, upgrade: bool) -> Result<http1::SendRequest<RequestBody>, Outcome> {
+    let io = connect(instance).await?;
+    let (sender, connection) =
+        http1::Builder::new().max_buf_size(MAX_BUFFER).handshake(io).await.map_err(|_| Outcome::ConnectFailure)?;
+    // The connection's errors reach whoever waits for the reply.
+    tokio::task::spawn_local(async move {
+        let _ = if upgrade { connection.with_upgrades().await } else { connection.await };
+    });
+    Ok(sender)
+}
+
+/// What may be read ahead of an instance on one connection of HTTP/1; also bounds a reply's head.
+const MAX_BUFFER: usize = 128 * 1024;
+
+async fn connect_http2(instance: &Instance) -> Result<http2::SendRequest<RequestBody>, Outcome> {
+    let io = connect(instance).await?;
+    let (sender, connection) = http2::Builder::new(LocalExecutor)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .handshake(io)
+        .await
+        .map_err(|_| Outcome::ConnectFailure)?;
+    tokio::task::spawn_local(async move {
+        let _ = connection.await;
+    });
+    Ok(sender)
+}
+
+/// A request for HTTP/1.1: origin form; cookies in one field (RFC 9113 section 8.2.3).
+fn for_http1(mut request: Request<RequestBody>) -> Request<RequestBody> {
+    *request.version_mut() = Version::HTTP_11;
+    let mut cookies = request.headers().get_all(COOKIE).iter();
+    if cookies.next().is_some() && cookies.next().is_some() {
+        let all: Vec<&[u8]> = request.headers().get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+        if let Ok(joined) = HeaderValue::from_bytes(&all.join(&b"; "[..])) {
+            request.headers_mut().insert(COOKIE, joined);
+        }
+    }
+    request
+}
+
+/// A request for HTTP/2: the authority in the target, and no Host beside it.
+fn for_http2(mut request: Request<RequestBody>) -> Result<Request<RequestBody>, Outcome> {
+    *request.version_mut() = Version::HTTP_2;
+    let host = request.headers_mut().remove(HOST);
+    let path = request.uri().path_and_query().map_or("/", |p| p.as_str());
+    let authority = host.as_ref().and_then(|h| h.to_str().ok()).filter(|h| !h.is_empty()).unwrap_or("localhost");
+    let uri = Uri::builder().scheme("http").authority(authority).path_and_query(path).build();
+    *request.uri_mut() = uri.map_err(|_| Outcome::Reset)?;
+    Ok(request)
+}

@@ -1,0 +1,312 @@
+//! Connections from callers: one listener per worker on the same port, HTTP/1.1 and cleartext HTTP/2 (by prior knowledge,
+//! RFC 9113 section 3.3) told apart by the first bytes.
+//!
+//! Keeps true: a connection with no request under way is closed after [`IDLE`], so a caller that never finishes its header cannot
+//! hold one for longer; there are never more than [`MOST_CONNECTIONS`] per worker; on shutdown what is under way is finished.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, watch};
+
+use crate::clock;
+use crate::forward::LocalExecutor;
+use crate::message::{MAX_FIELDS, MAX_HEADER_BYTES};
+use crate::request;
+use crate::worker::{Caller, Worker};
+
+/// How long a connection may be without a request, from accept or the last reply to the next full header.
+const IDLE: Duration = Duration::from_secs(60);
+/// How often idle connections are looked for.
+const SWEEP: Duration = Duration::from_secs(5);
+/// Connections of callers that a worker has at a time; a further one is closed at once. Bounds sockets and memory.
+const MOST_CONNECTIONS: usize = 16_384;
+/// Streams that a caller may have open on one connection of HTTP/2.
+const MOST_STREAMS: u32 = 256;
+/// What a caller may send ahead on one stream, and on a connection, of HTTP/2.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// What is buffered of a connection of HTTP/1; more than a header may be, so that one which is too large is seen to be.
+const MAX_BUFFER: usize = 2 * MAX_HEADER_BYTES;
+/// What every connection of HTTP/2 begins with.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Opens one listener per worker on the same address. With port 0 the first one chooses.
+///
+/// # Errors
+/// The address cannot be listened on.
+pub fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<std::net::TcpListener>> {
+    let mut address = address;
+    let mut listeners = Vec::with_capacity(workers);
+    for _ in 0..workers.max(1) {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        // The first bind must be alone on its port: SO_REUSEPORT would share it with another process that set it too.
+        if listeners.is_empty() && address.port() != 0 {
+            let probe = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+            probe.set_reuse_address(true)?;
+            probe.bind(&SockAddr::from(address))?;
+            probe.listen(1)?;
+        }
+        socket.set_reuse_port(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&SockAddr::from(address))?;
+        socket.listen(1024)?;
+        let listener: std::net::TcpListener = socket.into();
+        address = listener.local_addr()?;
+        listeners.push(listener);
+    }
+    Ok(listeners)
+}
+
+/// A worker's open connections.
+#[derive(Default)]
+struct Connections {
+    open: RefCell<HashMap<u64, Open>>,
+    next: Cell<u64>,
+}
+
+struct Open {
+    caller: Rc<Caller>,
+    close: Rc<Notify>,
+    task: Option<tokio::task::AbortHandle>,
+    asked_at: Option<Instant>,
+}
+
+/// Accepts and serves until `stop` becomes true, then finishes what is under way, for at most `drain`.
+///
+/// # Errors
+/// The listener cannot be used.
+pub async fn run(
+    worker: Rc<Worker>,
+    listener: std::net::TcpListener,
+    mut stop: watch::Receiver<bool>,
+    drain: Duration,
+) -> io::Result<()> {
+    let listener = TcpListener::from_std(listener)?;
+    let connections = Rc::new(Connections::default());
+    let stopped = stop.clone();
+    let mut sweep = tokio::time::interval(SWEEP);
+    sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, address)) => open(&worker, &connections, stream, address, &stopped),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    // Most likely too many open files: give others time to close some.
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            },
+            _ = sweep.tick() => {
+                connections.close_idle(clock::now());
+                worker.pool.sweep(clock::now());
+            }
+            _ = stop.wait_for(|stop| *stop) => break,
+        }
+    }
+    drop(listener);
+    let finished = async {
+        while !connections.open.borrow().is_empty() || worker.under_way() > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    if tokio::time::timeout(drain, finished).await.is_err() {
+        tracing::warn!(
+            left = worker.under_way(),
+            "requests were still under way when the time to finish them was over"
+        );
+    }
+    worker.pool.clear();
+    Ok(())
+}
+
+fn open(
+    worker: &Rc<Worker>,
+    connections: &Rc<Connections>,
+    stream: TcpStream,
+    address: SocketAddr,
+    stop: &watch::Receiver<bool>,
+) {
+    if connections.open.borrow().len() >= MOST_CONNECTIONS {
+        tracing::warn!(%address, "closed: there are {MOST_CONNECTIONS} connections already");
+        return;
+    }
+    // Small writes must not wait for others; a socket that refuses the option still works.
+    let _ = stream.set_nodelay(true);
+    let id = connections.next.get();
+    connections.next.set(id + 1);
+    let caller = Rc::new(Caller::new(address, clock::now()));
+    let close = Rc::new(Notify::new());
+    let entry = Open { caller: Rc::clone(&caller), close: Rc::clone(&close), task: None, asked_at: None };
+    connections.open.borrow_mut().insert(id, entry);
+    let gone = Gone { connections: Rc::clone(connections), id };
+    let (worker, mut stop) = (Rc::clone(worker), stop.clone());
+    let task = tokio::task::spawn_local(async move {
+        let _gone = gone;
+        let closing = async {
+            tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => {}
+                () = close.notified() => {}
+            }
+        };
+        if let Err(error) = serve(worker, caller, stream, closing).await {
+            tracing::debug!(%address, %error, "connection ended");
+        }
+    });
+    if let Some(entry) = connections.open.borrow_mut().get_mut(&id) {
+        entry.task = Some(task.abort_handle());
+    }
+}
+
+/// Takes the connection off the list, however its task ends.
+struct Gone {
+    connections: Rc<Connections>,
+    id: u64,
+}
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        self.connections.open.borrow_mut().remove(&self.id);
+    }
+}
+
+impl Connections {
+    /// Asks connections that have been idle for too long to close; one that does not within a sweep is broken off.
+    fn close_idle(&self, now: Instant) {
+        let mut broken_off = Vec::new();
+        for open in self.open.borrow_mut().values_mut() {
+            if open.caller.idle_for(now).is_none_or(|idle| idle < IDLE) {
+                open.asked_at = None;
+                continue;
+            }
+            match open.asked_at {
+                None => {
+                    open.asked_at = Some(now);
+                    open.close.notify_one();
+                }
+                Some(asked) if now.saturating_duration_since(asked) >= SWEEP => broken_off.extend(open.task.clone()),
+                Some(_) => {}
+            }
+        }
+        broken_off.iter().for_each(tokio::task::AbortHandle::abort);
+    }
+}
+
+/// Serves one connection until it ends or is asked to.
+async fn serve(
+    worker: Rc<Worker>,
+    caller: Rc<Caller>,
+    mut stream: TcpStream,
+    closing: impl Future<Output = ()>,
+) -> Result<(), Box<dyn std::error::Error>> {
+    tokio::pin!(closing);
+    let first = tokio::select! {
+        first = first_bytes(&mut stream) => first?,
+        () = &mut closing => return Ok(()),
+    };
+    let http2 = first == PREFACE;
+    let io = TokioIo::new(Rewound { first, sent: 0, stream });
+    let service = service_fn(move |request| request::handle(Rc::clone(&worker), Rc::clone(&caller), request));
+    if http2 {
+        let connection = http2::Builder::new(LocalExecutor)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_concurrent_streams(MOST_STREAMS)
+            .max_header_list_size(MAX_HEADER_BYTES as u32)
+            .serve_connection(io, service);
+        tokio::pin!(connection);
+        tokio::select! {
+            ended = connection.as_mut() => return Ok(ended?),
+            () = closing => connection.as_mut().graceful_shutdown(),
+        }
+        Ok(connection.await?)
+    } else {
+        let connection = http1::Builder::new()
+            .max_headers(MAX_FIELDS)
+            .max_header_size(MAX_HEADER_BYTES)
+            .max_buf_size(MAX_BUFFER)
+            .header_read_timeout(None)
+            .serve_connection(io, service)
+            .with_upgrades();
+        tokio::pin!(connection);
+        tokio::select! {
+            ended = connection.as_mut() => return Ok(ended?),
+            () = closing => connection.as_mut().graceful_shutdown(),
+        }
+        Ok(connection.await?)
+    }
+}
+
+/// Reads until it is clear whether the connection begins as HTTP/2 does.
+async fn first_bytes(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; PREFACE.len()];
+    let mut have = 0;
+    while have < bytes.len() && bytes[..have] == PREFACE[..have] {
+        match stream.read(&mut bytes[have..]).await? {
+            0 => break,
+            more => have += more,
+        }
+    }
+    bytes.truncate(have);
+    Ok(bytes)
+}
+
+/// A connection whose first bytes were read already, and come first again.
+struct Rewound {
+    first: Vec<u8>,
+    sent: usize,
+    stream: TcpStream,
+}
+
+impl AsyncRead for Rewound {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.sent < this.first.len() {
+            let left = &this.first[this.sent..];
+            let now = left.len().min(buf.remaining());
+            buf.put_slice(&left[..now]);
+            this.sent += now;
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut this.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Rewound {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,82 @@
+//! The command `switchyard-agent`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use switchyard_agent::run::{Options, start};
+use switchyard_agent::subscribe::Controller;
+
+/// Routes, breaks circuits and retries on the traffic that passes through it, as a controller says.
+///
+/// It starts from the last good configuration when no controller answers, and goes on when the controller is gone.
+#[derive(Parser, Debug)]
+#[command(
+    name = "switchyard-agent",
+    version,
+    after_help = "Example:
+  switchyard-controller --manifests ./manifests &
+  switchyard-agent --controller http://127.0.0.1:15010
+  curl -H 'Host: my-service.shop' http://127.0.0.1:15001/"
+)]
+struct Args {
+    /// The controller's address.
+    #[arg(long, value_name = "ADDR", default_value = "http://127.0.0.1:15010")]
+    controller: String,
+    /// Where requests come in.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15001")]
+    http: SocketAddr,
+    /// Where /healthz, /readyz, /metrics, /config and /circuits are.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15020")]
+    admin: SocketAddr,
+    /// Threads for traffic; 0 is one per core.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    workers: usize,
+    /// Folder for what survives a restart.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/switchyard")]
+    state: PathBuf,
+    /// This agent's name, as the controller shows it.
+    #[arg(long, value_name = "NAME", env = "NODE_NAME", default_value = "local")]
+    node: String,
+    /// The Service that takes requests whose Host names none, as namespace/name.
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    default_service: Option<switchyard_agent::table::ServiceKey>,
+    /// How long requests under way may take to finish on SIGTERM, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    drain: u64,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    switchyard_agent::log::to_stderr();
+    match run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: Args) -> anyhow::Result<()> {
+    use anyhow::Context;
+    let address =
+        if args.controller.contains("://") { args.controller.clone() } else { format!("http://{}", args.controller) };
+    let uri = address.parse().with_context(|| format!("--controller {address:?} is not an address"))?;
+    let running = start(Options {
+        http: args.http,
+        admin: args.admin,
+        workers: args.workers,
+        controller: Controller::Address(uri),
+        node: args.node,
+        state: Some(args.state),
+        default_service: args.default_service,
+        drain: Duration::from_secs(args.drain),
+    })?;
+    println!("listening http={} admin={}", running.http, running.admin);
+    switchyard_agent::signal::wait()?;
+    running.shutdown();
+    Ok(())
+}

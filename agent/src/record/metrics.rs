@@ -1,0 +1,187 @@
+//! Counters: written by workers without a lock, read when somebody asks.
+//!
+//! Each worker writes only its own shard, with plain relaxed stores; whoever reads adds the shards up. Labels come from
+//! configuration alone (Services, rules, versions), never from requests, so what a caller sends cannot make them many.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use crate::refusal::Reason;
+
+/// Status classes: `1xx` to `5xx`, and `cancelled` for requests whose caller left before there was a status.
+pub const CLASSES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "cancelled"];
+
+/// Upper bounds of the latency histogram's buckets, in microseconds.
+pub const BOUNDS_MICROS: [u64; 14] = [
+    500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 5_000_000,
+    10_000_000,
+];
+
+/// A counter that only one thread writes.
+#[derive(Debug, Default)]
+pub struct Cell(AtomicU64);
+
+impl Cell {
+    fn add(&self, more: u64) {
+        self.0.store(self.0.load(Relaxed).wrapping_add(more), Relaxed);
+    }
+
+    fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// The counters of one destination: a Service, the rule that led to it, the Service and version it belongs to.
+#[derive(Debug)]
+pub struct Series {
+    /// Service, rule, destination Service, version.
+    pub labels: [String; 4],
+    shards: Box<[SeriesShard]>,
+}
+
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct SeriesShard {
+    classes: [Cell; CLASSES.len()],
+    buckets: [Cell; BOUNDS_MICROS.len() + 1],
+    sum_micros: Cell,
+}
+
+/// A latency histogram, summed over workers; buckets are not cumulative.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Latency {
+    /// How many fell into each bucket; the last one has no bound.
+    pub buckets: [u64; BOUNDS_MICROS.len() + 1],
+    /// The sum of all, in microseconds.
+    pub sum_micros: u64,
+}
+
+impl Series {
+    /// Counters at zero for so many workers.
+    pub fn new(labels: [String; 4], workers: usize) -> Self {
+        Self { labels, shards: (0..workers).map(|_| SeriesShard::default()).collect() }
+    }
+
+    /// Counts one request. `status` 0: the caller left before there was one.
+    pub fn count(&self, worker: usize, status: u16, took: Duration) {
+        let shard = &self.shards[worker];
+        let class = match status / 100 {
+            class @ 1..=5 => usize::from(class) - 1,
+            _ => CLASSES.len() - 1,
+        };
+        shard.classes[class].add(1);
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        shard.buckets[BOUNDS_MICROS.partition_point(|bound| *bound < micros)].add(1);
+        shard.sum_micros.add(micros);
+    }
+
+    /// Requests by class, in the order of [`CLASSES`].
+    pub fn classes(&self) -> [u64; CLASSES.len()] {
+        std::array::from_fn(|class| self.shards.iter().map(|s| s.classes[class].get()).sum())
+    }
+
+    /// How long they took.
+    pub fn latency(&self) -> Latency {
+        Latency {
+            buckets: std::array::from_fn(|bucket| self.shards.iter().map(|s| s.buckets[bucket].get()).sum()),
+            sum_micros: self.shards.iter().map(|s| s.sum_micros.get()).sum(),
+        }
+    }
+}
+
+/// What a try ended with that made a retry, as metrics name it.
+pub const RETRY_REASONS: [&str; 7] =
+    ["server-error", "grpc-status", "status", "connect-failure", "refused-stream", "reset", "timeout"];
+
+/// What became of a retry, or why there was none.
+pub const RETRY_OUTCOMES: [&str; 10] = [
+    "success",
+    "failure",
+    "retries-exhausted",
+    "method",
+    "body",
+    "budget",
+    "deadline",
+    "already-retried",
+    "no-instance",
+    "cancelled",
+];
+
+/// What became of a Service's retries, and how many of its requests the agent answered itself.
+#[derive(Debug)]
+pub struct Retries {
+    shards: Box<[RetryShard]>,
+}
+
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct RetryShard {
+    outcomes: [[Cell; RETRY_OUTCOMES.len()]; RETRY_REASONS.len()],
+    refusals: [Cell; Reason::ALL.len()],
+}
+
+impl Retries {
+    /// Counters at zero for so many workers.
+    pub fn new(workers: usize) -> Self {
+        Self { shards: (0..workers).map(|_| RetryShard::default()).collect() }
+    }
+
+    /// Counts a retry, or one that was not made. Both words are of the lists above.
+    pub fn count(&self, worker: usize, reason: &str, outcome: &str) {
+        let reason = RETRY_REASONS.iter().position(|r| *r == reason);
+        let outcome = RETRY_OUTCOMES.iter().position(|o| *o == outcome);
+        if let (Some(reason), Some(outcome)) = (reason, outcome) {
+            self.shards[worker].outcomes[reason][outcome].add(1);
+        }
+    }
+
+    /// Counts a request that the agent answered itself.
+    pub fn refuse(&self, worker: usize, reason: Reason) {
+        self.shards[worker].refusals[reason as usize].add(1);
+    }
+
+    /// All that is not zero: reason, outcome, count.
+    pub fn retries(&self) -> Vec<(&'static str, &'static str, u64)> {
+        let mut all = Vec::new();
+        for (r, reason) in RETRY_REASONS.iter().enumerate() {
+            for (o, outcome) in RETRY_OUTCOMES.iter().enumerate() {
+                let count = self.shards.iter().map(|s| s.outcomes[r][o].get()).sum::<u64>();
+                if count > 0 {
+                    all.push((*reason, *outcome, count));
+                }
+            }
+        }
+        all
+    }
+
+    /// All that is not zero: reason, count.
+    pub fn refusals(&self) -> Vec<(&'static str, u64)> {
+        let count = |reason: Reason| self.shards.iter().map(|s| s.refusals[reason as usize].get()).sum::<u64>();
+        Reason::ALL.into_iter().map(|reason| (reason.word(), count(reason))).filter(|(_, n)| *n > 0).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_counted_in_its_class_and_bucket() {
+        let series = Series::new(Default::default(), 2);
+        series.count(0, 200, Duration::from_micros(500));
+        series.count(1, 204, Duration::from_micros(501));
+        series.count(1, 503, Duration::from_secs(60));
+        series.count(0, 0, Duration::ZERO);
+        assert_eq!(series.classes(), [0, 2, 0, 0, 1, 1]);
+        let latency = series.latency();
+        assert_eq!((latency.buckets[0], latency.buckets[1], latency.buckets[14]), (2, 1, 1));
+        assert_eq!(latency.sum_micros, 60_001_001);
+    }
+
+    #[test]
+    fn every_reason_has_its_own_place() {
+        for (position, reason) in Reason::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, position);
+        }
+    }
+}

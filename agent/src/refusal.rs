@@ -1,0 +1,144 @@
+//! Replies that the agent makes itself: why, and how that is said to an HTTP caller and to a gRPC one.
+//!
+//! Every such reply carries `x-switchyard-reason` with one word of a closed list and a body of one line. To a gRPC caller it
+//! is a reply of trailers only, with the same word in `grpc-message` (the gRPC over HTTP/2 protocol's `Trailers-Only`).
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderName, HeaderValue, Response, StatusCode};
+
+use crate::body::ReplyBody;
+
+/// The header field that says that, and why, the agent made the reply.
+pub const REASON: HeaderName = HeaderName::from_static("x-switchyard-reason");
+
+/// Why the agent answers instead of an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Reason {
+    /// The request cannot be passed on as it is.
+    BadRequest,
+    /// Its header fields are too many.
+    HeadersTooLarge,
+    /// It asks for something that is not done here.
+    NotSupported,
+    /// No Service goes by its Host.
+    NoRoute,
+    /// No instance can take it.
+    NoInstances,
+    /// The circuit is open.
+    CircuitOpen,
+    /// It took longer than it may.
+    UpstreamTimeout,
+    /// The instance could not be reached.
+    UpstreamConnect,
+    /// The instance broke off.
+    UpstreamReset,
+}
+
+impl Reason {
+    /// All reasons, for counters.
+    pub const ALL: [Self; 9] = [
+        Self::BadRequest,
+        Self::HeadersTooLarge,
+        Self::NotSupported,
+        Self::NoRoute,
+        Self::NoInstances,
+        Self::CircuitOpen,
+        Self::UpstreamTimeout,
+        Self::UpstreamConnect,
+        Self::UpstreamReset,
+    ];
+
+    /// The word for it, as in `x-switchyard-reason` and in metrics.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::BadRequest => "bad-request",
+            Self::HeadersTooLarge => "headers-too-large",
+            Self::NotSupported => "not-supported",
+            Self::NoRoute => "no-route",
+            Self::NoInstances => "no-instances",
+            Self::CircuitOpen => "circuit-open",
+            Self::UpstreamTimeout => "upstream-timeout",
+            Self::UpstreamConnect => "upstream-connect",
+            Self::UpstreamReset => "upstream-reset",
+        }
+    }
+
+    const fn status(self) -> StatusCode {
+        match self {
+            Self::BadRequest => StatusCode::BAD_REQUEST,
+            Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::NotSupported => StatusCode::NOT_IMPLEMENTED,
+            Self::NoRoute => StatusCode::NOT_FOUND,
+            Self::NoInstances | Self::CircuitOpen => StatusCode::SERVICE_UNAVAILABLE,
+            Self::UpstreamConnect | Self::UpstreamReset => StatusCode::BAD_GATEWAY,
+            Self::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
+        }
+    }
+
+    /// The gRPC status for it, following the protocol's own table from HTTP statuses where there is one.
+    const fn grpc_status(self) -> &'static str {
+        match self {
+            Self::BadRequest | Self::HeadersTooLarge => "13",
+            Self::NotSupported | Self::NoRoute => "12",
+            Self::UpstreamTimeout => "4",
+            Self::NoInstances | Self::CircuitOpen | Self::UpstreamConnect | Self::UpstreamReset => "14",
+        }
+    }
+}
+
+/// A request that an instance will not answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Why, as a word.
+    pub reason: Reason,
+    /// Why, as a line; holds nothing of the request but its Host.
+    pub detail: String,
+    /// When it may be worth asking again.
+    pub retry_after: Option<Duration>,
+}
+
+impl Refusal {
+    /// A refusal with its line.
+    pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
+        Self { reason, detail: detail.into(), retry_after: None }
+    }
+
+    /// The HTTP status of the reply.
+    pub fn status(&self) -> StatusCode {
+        self.reason.status()
+    }
+
+    /// The reply.
+    pub fn reply(&self, grpc: bool) -> Response<ReplyBody> {
+        let word = HeaderValue::from_static(self.reason.word());
+        let mut reply = if grpc {
+            let mut reply = Response::new(ReplyBody::empty());
+            let headers = reply.headers_mut();
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+            headers.insert("grpc-status", HeaderValue::from_static(self.reason.grpc_status()));
+            headers.insert("grpc-message", word.clone());
+            reply
+        } else {
+            let mut reply = Response::new(ReplyBody::full(Bytes::from(format!("{}\n", self.detail))));
+            *reply.status_mut() = self.reason.status();
+            reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+            reply
+        };
+        reply.headers_mut().insert(REASON, word);
+        if let Some(after) = self.retry_after {
+            let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
+            reply.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+        }
+        reply
+    }
+
+    /// The same, and the connection closes after it: nobody can be sure where the next request begins.
+    pub fn reply_and_close(&self) -> Response<ReplyBody> {
+        let mut reply = self.reply(false);
+        reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        reply
+    }
+}

@@ -1,0 +1,354 @@
+//! The path of a request, top to bottom: prepare, identify, match, choose, admit, forward, classify, retry?, relay.
+//!
+//! Keeps true:
+//! - One table for the whole life of a request.
+//! - Every request is recorded once ([`Exchange`]), and every try is told to its circuits once (`Permit`), however it ends.
+//! - Whatever goes wrong leaves by `?` as a [`Refusal`] and becomes a reply in one place.
+
+use std::convert::Infallible;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use http::header::HOST;
+use http::request::Parts;
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
+use http_body::Body;
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+
+use crate::body::{ReplyBody, RequestBody};
+use crate::choose::{self, Tried};
+use crate::classify::{self, Verdict};
+use crate::matching::{self, View};
+use crate::message::{self, Facts};
+use crate::record::Exchange;
+use crate::refusal::{Reason, Refusal};
+use crate::reply::Relay;
+use crate::retry::replay::Replayable;
+use crate::retry::{self, Next, Tries};
+use crate::table::{At, Outcome, RetrySettings};
+use crate::worker::{Caller, TableRef, Worker};
+use crate::{clock, expect, forward, tunnel};
+
+/// Says, on every request that may be retried, which try it is; an agent that sees it does not retry by itself.
+pub const ATTEMPT: HeaderName = HeaderName::from_static("x-switchyard-attempt");
+
+/// Answers one request.
+///
+/// # Errors
+/// Never: what goes wrong is a reply too.
+pub async fn handle(
+    worker: Rc<Worker>,
+    caller: Rc<Caller>,
+    request: Request<Incoming>,
+) -> Result<Response<ReplyBody>, Infallible> {
+    let table = worker.table();
+    let mut exchange = Exchange::begin(&worker, Rc::clone(&caller), &table, clock::now());
+    let (mut parts, body) = request.into_parts();
+    let facts = match message::prepare(&mut parts) {
+        Ok(facts) => facts,
+        Err(refusal) => {
+            exchange.refused(refusal.reason);
+            return Ok(if parts.version < http::Version::HTTP_2 {
+                refusal.reply_and_close()
+            } else {
+                refusal.reply(false)
+            });
+        }
+    };
+    let on_upgrade = parts.extensions.remove::<OnUpgrade>();
+    match serve(&worker, &table, &mut exchange, parts, body, facts).await {
+        Ok(mut reply) => {
+            exchange.status(reply.head.status.as_u16());
+            let switching = reply.head.status == StatusCode::SWITCHING_PROTOCOLS;
+            message::prepare_reply(&mut reply.head.headers, switching);
+            if switching {
+                return Ok(tunnel::open(&worker, caller, on_upgrade, reply.head, exchange));
+            }
+            reply.relay.ends(exchange);
+            Ok(Response::from_parts(reply.head, ReplyBody::Relay(reply.relay)))
+        }
+        Err(refusal) => {
+            let reply = refusal.reply(facts.grpc);
+            exchange.refused(refusal.reason);
+            exchange.status(refusal.status().as_u16());
+            Ok(reply)
+        }
+    }
+}
+
+/// An instance's reply: its head, and the rest as it comes.
+struct Reply {
+    head: http::response::Parts,
+    relay: Box<Relay>,
+}
+
+/// Finds the rule, and tries until there is a reply that stands.
+async fn serve(
+    worker: &Rc<Worker>,
+    table: &TableRef,
+    exchange: &mut Exchange,
+    parts: Parts,
+    body: Incoming,
+    facts: Facts,
+) -> Result<Reply, Refusal> {
+    let host = parts.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let (service_at, port) = table.identify(host)?;
+    exchange.identified(service_at);
+    let service = table.at(service_at);
+    let Some(service_port) = service.ports.get(port) else {
+        return Err(Refusal::new(Reason::NoInstances, format!("{} has no port", service.label)));
+    };
+    let view = View {
+        method: &parts.method,
+        path: parts.uri.path(),
+        query: parts.uri.query(),
+        headers: &parts.headers,
+        port: service_port.number,
+    };
+    let rule_at = matching::first(service, &view).map(|entry| entry.rule);
+    let rule = service.rule(rule_at);
+    service.runtime.budget.deposit(worker.index, worker.millis(exchange.start));
+
+    let mut call = Call::new(parts, body, facts, exchange.start, rule.request_timeout, rule.try_timeout);
+    let (mut tried, mut tries) = (Tried::default(), Tries::default());
+    let mut last: Option<Failed> = None;
+    loop {
+        let place = (service_at, rule_at, port);
+        let chosen = choose::instance(worker, table, place, &tried, clock::now());
+        let (at, permit) = match (chosen, last.take()) {
+            (Ok(chosen), last) => {
+                last.into_iter().for_each(Failed::let_go);
+                chosen
+            }
+            // Nobody left to ask: what the last one said stands.
+            (Err(_), Some(failed)) => {
+                service.runtime.retries.count(worker.index, failed.outcome.word(), "no-instance");
+                return failed.stands();
+            }
+            (Err(refusal), None) => return Err(refusal),
+        };
+        exchange.chosen(at);
+        let policy = table.destination(at).retry.as_deref().filter(|p| p.max_retries > 0 && !facts.upgrade);
+        call.under(policy);
+        let (outcome, reply) = attempt(worker, table, &mut call, at, permit, policy, tries.retries).await;
+        let Some(policy) = policy else { return Failed { outcome, reply }.stands() };
+
+        let counters = &service.runtime.retries;
+        if let Some(reason) = tries.reason.take() {
+            let word = if policy.retry_on.hold(outcome) { "failure" } else { "success" };
+            counters.count(worker.index, reason, word);
+        }
+        let now = clock::now();
+        let asks = retry::Request {
+            method: &call.parts.method,
+            already_retried: call.already_retried,
+            replayable: call.replayable(),
+            deadline: call.deadline,
+        };
+        let asked = reply.as_ref().and_then(|r| retry::retry_after(&r.head.headers));
+        let budget = &service.runtime.budget;
+        let time = (now, worker.millis(now));
+        let next = worker.with_rng(|rng| retry::after(policy, &mut tries, asks, outcome, asked, budget, time, rng));
+        match next {
+            Next::Again { after } => {
+                tries.reason = Some(outcome.word());
+                last = Some(Failed { outcome, reply });
+                if policy.avoid_previous_instances {
+                    tried.places.push(at);
+                }
+                tried.destination = Some(at.destination).filter(|_| !policy.rechoose_destination);
+                tokio::time::sleep(after).await;
+            }
+            Next::Stop(why) => {
+                if let Some(word) = why.word() {
+                    counters.count(worker.index, outcome.word(), word);
+                }
+                return Failed { outcome, reply }.stands();
+            }
+        }
+    }
+}
+
+/// One try at one instance, and what its head says.
+async fn attempt(
+    worker: &Rc<Worker>,
+    table: &TableRef,
+    call: &mut Call,
+    at: At,
+    mut permit: crate::admit::Permit,
+    policy: Option<&RetrySettings>,
+    retries: u32,
+) -> (Outcome, Option<Reply>) {
+    let last = policy.is_none_or(|p| retries >= p.max_retries);
+    let request = call.request(policy.is_some(), retries, last);
+    let deadline = call.try_deadline(policy);
+    let version = call.parts.version;
+    let sending = forward::send(worker, table.instance(at), request, version, call.facts.upgrade);
+    let sent = match deadline {
+        Some(deadline) => tokio::time::timeout_at(deadline.into(), sending).await.unwrap_or(Err(Outcome::Timeout)),
+        None => sending.await,
+    };
+    let (response, lease) = match sent {
+        Ok(sent) => sent,
+        Err(outcome) => {
+            permit.close(outcome);
+            return (outcome, None);
+        }
+    };
+    permit.answered();
+    let verdict = classify::at_head(call.facts.grpc, &response);
+    let (head, body) = response.into_parts();
+    let status = head.status.as_u16();
+    let mut relay = Box::new(Relay::new(body, status, verdict == Verdict::Open, lease, permit));
+    if let Some(deadline) = deadline {
+        relay.until(deadline);
+    }
+    let outcome = match verdict {
+        Verdict::Open => Outcome::Reply { status, grpc: None },
+        Verdict::Known(outcome) => {
+            // A good reply may still be cut; only a probe, which others wait for, is judged by its head.
+            if status >= 400 || relay.is_probe() || call.facts.grpc {
+                relay.judge(outcome);
+            }
+            outcome
+        }
+    };
+    (outcome, Some(Reply { head, relay }))
+}
+
+/// A try that may be followed by another.
+struct Failed {
+    outcome: Outcome,
+    reply: Option<Reply>,
+}
+
+impl Failed {
+    /// It is not followed: its reply is the answer, or that there is none.
+    fn stands(self) -> Result<Reply, Refusal> {
+        self.reply.ok_or_else(|| match self.outcome {
+            Outcome::Timeout => Refusal::new(Reason::UpstreamTimeout, "the instance took longer than it may"),
+            Outcome::ConnectFailure => Refusal::new(Reason::UpstreamConnect, "the instance could not be reached"),
+            _ => Refusal::new(Reason::UpstreamReset, "the instance broke off before it answered"),
+        })
+    }
+
+    /// Another try follows. What is left of the reply is read, if it is short, so that its connection serves again.
+    fn let_go(self) {
+        if let Some(reply) = self.reply
+            && !reply.relay.is_end_stream()
+        {
+            tokio::task::spawn_local(drain(reply.relay));
+        }
+    }
+}
+
+/// Reads a reply that nobody wants: up to so many bytes, and for so long.
+async fn drain(mut relay: Box<Relay>) {
+    const MOST: usize = 64 * 1024;
+    let reading = async {
+        let mut left = MOST;
+        while let Some(Ok(frame)) = std::future::poll_fn(|cx| relay.poll_frame(cx)).await {
+            match left.checked_sub(frame.data_ref().map_or(0, bytes::Bytes::len)) {
+                Some(less) => left = less,
+                None => return,
+            }
+        }
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(1), reading).await;
+}
+
+/// The request as its tries need it.
+struct Call {
+    parts: Parts,
+    body: Source,
+    facts: Facts,
+    start: Instant,
+    /// It must be answered by then: by the rule, the policy and the caller, whichever is first.
+    deadline: Option<Instant>,
+    try_timeout: Option<Duration>,
+    already_retried: bool,
+}
+
+/// Where a try's body comes from.
+enum Source {
+    Empty,
+    Once(Option<Incoming>),
+    Many(Replayable),
+}
+
+impl Call {
+    fn new(
+        parts: Parts,
+        body: Incoming,
+        facts: Facts,
+        start: Instant,
+        timeout: Option<Duration>,
+        try_timeout: Option<Duration>,
+    ) -> Self {
+        let limits = [timeout, retry::callers_timeout(&parts.headers)];
+        let deadline = limits.into_iter().flatten().min().and_then(|limit| start.checked_add(limit));
+        let already_retried = parts.headers.contains_key(ATTEMPT);
+        let body = if body.is_end_stream() { Source::Empty } else { Source::Once(Some(body)) };
+        Self { parts, body, facts, start, deadline, try_timeout, already_retried }
+    }
+
+    /// The policy that holds for the next try: its time for all tries counts, and what it may need again is kept.
+    fn under(&mut self, policy: Option<&RetrySettings>) {
+        let Some(policy) = policy else { return };
+        let limit = policy.timeout.and_then(|limit| self.start.checked_add(limit));
+        self.deadline = [self.deadline, limit].into_iter().flatten().min();
+        if let Source::Once(body) = &mut self.body
+            && !self.already_retried
+            && let Some(body) = body.take()
+        {
+            self.body = Source::Many(Replayable::new(body, policy.max_body_bytes));
+        }
+    }
+
+    fn replayable(&self) -> bool {
+        match &self.body {
+            Source::Empty => true,
+            Source::Once(_) => false,
+            Source::Many(body) => body.can_be_sent_again(),
+        }
+    }
+
+    /// When the next try must be over.
+    fn try_deadline(&self, policy: Option<&RetrySettings>) -> Option<Instant> {
+        let timeout = policy.and_then(|p| p.per_try_timeout).or(self.try_timeout);
+        let per_try = timeout.and_then(|limit| clock::now().checked_add(limit));
+        [self.deadline, per_try].into_iter().flatten().min()
+    }
+
+    /// The request of the next try. The head is moved into the last one, and copied before.
+    fn request(&mut self, counted: bool, retries: u32, last: bool) -> Request<RequestBody> {
+        let body = match &mut self.body {
+            Source::Empty => RequestBody::Empty,
+            Source::Once(body) => body.take().map_or(RequestBody::Empty, RequestBody::Stream),
+            Source::Many(body) => RequestBody::Replay(body.next_try()),
+        };
+        let mut request = Request::new(body);
+        *request.method_mut() = self.parts.method.clone();
+        *request.uri_mut() = self.parts.uri.clone();
+        *request.headers_mut() =
+            if last { std::mem::take(&mut self.parts.headers) } else { self.parts.headers.clone() };
+        if counted && !self.already_retried {
+            request.headers_mut().insert(ATTEMPT, attempt_number(retries + 1));
+        }
+        if self.facts.expects_continue && !request.body().is_end_stream() {
+            expect::hold_back(request)
+        } else {
+            request
+        }
+    }
+}
+
+/// The number as a field's value, without an allocation.
+fn attempt_number(number: u32) -> HeaderValue {
+    const NUMBERS: [&str; 12] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11"];
+    match NUMBERS.get(number as usize) {
+        Some(text) => HeaderValue::from_static(text),
+        None => HeaderValue::from(number),
+    }
+}

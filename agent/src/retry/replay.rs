@@ -1,0 +1,225 @@
+//! A request's body that can be sent again: what has streamed by is kept, up to a limit; past it the body goes on streaming,
+//! and can no longer be sent again.
+//!
+//! One [`Kept`] is shared by the tries of a request, all on one thread. Only the newest try may read on: an older one that
+//! is still polled has been given up and sees an error.
+
+use std::cell::RefCell;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+
+use crate::body::BodyError;
+
+/// What has come of a body so far.
+#[derive(Debug)]
+pub struct Kept<B> {
+    source: B,
+    whole: SizeHint,
+    frames: Vec<Bytes>,
+    bytes: usize,
+    limit: usize,
+    overflowed: bool,
+    trailers: Option<HeaderMap>,
+    ended: bool,
+    failed: bool,
+    newest: u32,
+}
+
+/// One try's view of the body, from its beginning.
+#[derive(Debug)]
+pub struct Replay<B = hyper::body::Incoming> {
+    kept: Rc<RefCell<Kept<B>>>,
+    position: usize,
+    sent_trailers: bool,
+    number: u32,
+}
+
+/// The body of a request that may be sent again.
+#[derive(Debug)]
+pub struct Replayable<B = hyper::body::Incoming>(Rc<RefCell<Kept<B>>>);
+
+impl<B: Body<Data = Bytes> + Unpin> Replayable<B>
+where
+    B::Error: Into<BodyError>,
+{
+    /// Keeps up to `limit` bytes of it. A body that says that it is longer is not kept at all.
+    pub fn new(source: B, limit: usize) -> Self {
+        let whole = source.size_hint();
+        let overflowed = whole.lower() > limit as u64;
+        let ended = source.is_end_stream();
+        Self(Rc::new(RefCell::new(Kept {
+            source,
+            whole,
+            frames: Vec::new(),
+            bytes: 0,
+            limit,
+            overflowed,
+            trailers: None,
+            ended,
+            failed: false,
+            newest: 0,
+        })))
+    }
+
+    /// Whether all that was sent so far can be sent again.
+    pub fn can_be_sent_again(&self) -> bool {
+        let kept = self.0.borrow();
+        !kept.overflowed && !kept.failed
+    }
+
+    /// The body from its beginning, for the next try.
+    pub fn next_try(&self) -> Replay<B> {
+        let mut kept = self.0.borrow_mut();
+        kept.newest += 1;
+        Replay { kept: Rc::clone(&self.0), position: 0, sent_trailers: false, number: kept.newest }
+    }
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Replay<B>
+where
+    B::Error: Into<BodyError>,
+{
+    /// The next frame: what was kept first, then what comes.
+    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let mut kept = self.kept.borrow_mut();
+        let kept = &mut *kept;
+        if kept.newest != self.number {
+            return Poll::Ready(Some(Err("a newer try reads the body".into())));
+        }
+        if let Some(bytes) = kept.frames.get(self.position) {
+            self.position += 1;
+            return Poll::Ready(Some(Ok(Frame::data(bytes.clone()))));
+        }
+        if kept.ended {
+            let trailers = kept.trailers.clone().filter(|_| !std::mem::replace(&mut self.sent_trailers, true));
+            return Poll::Ready(trailers.map(|t| Ok(Frame::trailers(t))));
+        }
+        let frame = std::task::ready!(Pin::new(&mut kept.source).poll_frame(cx));
+        match frame {
+            None => kept.ended = true,
+            Some(Err(error)) => {
+                kept.failed = true;
+                return Poll::Ready(Some(Err(error.into())));
+            }
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(bytes) => {
+                    self.position += kept.keep(&bytes);
+                    return Poll::Ready(Some(Ok(Frame::data(bytes))));
+                }
+                Err(frame) => {
+                    kept.ended = true;
+                    if let Ok(trailers) = frame.into_trailers() {
+                        kept.trailers = Some(trailers.clone());
+                        self.sent_trailers = true;
+                        return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+                    }
+                }
+            },
+        }
+        Poll::Ready(None)
+    }
+
+    /// Whether nothing more comes.
+    pub fn is_end_stream(&self) -> bool {
+        let kept = self.kept.borrow();
+        let all_sent = kept.ended && self.position >= kept.frames.len();
+        all_sent && (kept.trailers.is_none() || self.sent_trailers)
+    }
+
+    /// How long the body is, if that is known.
+    pub fn size_hint(&self) -> SizeHint {
+        if self.position == 0 { self.kept.borrow().whole.clone() } else { SizeHint::default() }
+    }
+}
+
+impl<B> Kept<B> {
+    /// Keeps a frame if it fits; returns how many frames were kept by it.
+    fn keep(&mut self, bytes: &Bytes) -> usize {
+        if self.overflowed {
+            return 0;
+        }
+        self.bytes += bytes.len();
+        if self.bytes > self.limit {
+            self.overflowed = true;
+            // The try that reads it goes on from the source; nobody will ask for these again.
+            self.frames = Vec::new();
+            return 0;
+        }
+        self.frames.push(bytes.clone());
+        1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)]
+    use std::collections::VecDeque;
+    use std::convert::Infallible;
+    use std::task::Waker;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    struct Source(VecDeque<Bytes>);
+
+    impl Body for Source {
+        type Data = Bytes;
+        type Error = Infallible;
+        fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            Poll::Ready(self.0.pop_front().map(|b| Ok(Frame::data(b))))
+        }
+    }
+
+    fn read(replay: &mut Replay<Source>, frames: usize) -> Vec<u8> {
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut all = Vec::new();
+        for _ in 0..frames {
+            match replay.poll_frame(&mut cx) {
+                Poll::Ready(Some(Ok(frame))) => all.extend_from_slice(frame.data_ref().unwrap()),
+                Poll::Ready(None) => break,
+                other => panic!("{other:?}"),
+            }
+        }
+        all
+    }
+
+    proptest! {
+        #[test]
+        fn a_second_try_sends_the_same_bytes_however_far_the_first_came(
+            body in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..20), 0..10),
+            first_frames in 0usize..12,
+            limit in 0usize..200,
+        ) {
+            let whole: Vec<u8> = body.concat();
+            let replayable = Replayable::new(Source(body.into_iter().map(Bytes::from).collect()), limit);
+            let mut first = replayable.next_try();
+            let sent = read(&mut first, first_frames);
+            prop_assert_eq!(&sent[..], &whole[..sent.len()]);
+            if replayable.can_be_sent_again() {
+                prop_assert!(sent.len() <= limit);
+                let mut second = replayable.next_try();
+                prop_assert_eq!(read(&mut second, usize::MAX), whole);
+            } else {
+                prop_assert!(sent.len() > limit);
+                prop_assert_eq!([sent, read(&mut first, usize::MAX)].concat(), whole);
+            }
+        }
+    }
+
+    #[test]
+    fn an_older_try_reads_nothing_that_a_newer_one_needs() {
+        let replayable = Replayable::new(Source([Bytes::from("a"), Bytes::from("b")].into()), 100);
+        let mut old = replayable.next_try();
+        read(&mut old, 1);
+        let mut new = replayable.next_try();
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(matches!(old.poll_frame(&mut cx), Poll::Ready(Some(Err(_)))));
+        assert_eq!(read(&mut new, 9), b"ab");
+    }
+}

@@ -1,0 +1,196 @@
+//! The stream from the controller: what comes is built into a table, swapped in whole, saved, and only then acknowledged.
+//!
+//! Keeps true:
+//! - Acknowledged means in force: the ack goes out after the swap.
+//! - The agent says what it holds when it connects, so only the difference comes.
+//! - No controller is in the way of traffic: when the stream ends, what is in force stays, and the agent asks again.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use switchyard_proto::v1::agent_message::Message;
+use switchyard_proto::v1::switchyard_client::SwitchyardClient;
+use switchyard_proto::v1::{self, AgentMessage};
+use tokio::io::DuplexStream;
+use tokio::sync::{broadcast, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use crate::resources::Resources;
+use crate::state::StateFile;
+use crate::table::{ServiceKey, Table};
+use crate::worker::Shared;
+
+/// The largest update that is taken in, in bytes: 10,000 Services of 10 instances fit many times over.
+const MOST_BYTES: usize = 256 << 20;
+/// The first wait before connecting again; it doubles up to the second.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+
+/// Where the controller is.
+#[derive(Clone, Debug)]
+pub enum Controller {
+    /// At an address, as in `http://127.0.0.1:15010`.
+    Address(Uri),
+    /// In this process: it gets the other end of each connection.
+    Memory(mpsc::UnboundedSender<DuplexStream>),
+}
+
+/// What the agent holds, and how it stands with its controller. One task owns it.
+#[derive(Debug)]
+pub struct Subscription {
+    /// What the workers share.
+    pub shared: Arc<Shared>,
+    /// What can be seen of it from outside.
+    pub link: Arc<Link>,
+    /// What was taken in.
+    pub resources: Resources,
+    /// Where it is saved.
+    pub state: Option<StateFile>,
+    /// The Service for requests whose Host names none.
+    pub default_service: Option<ServiceKey>,
+    /// This agent's name.
+    pub node: String,
+}
+
+/// How the agent stands with its controller.
+#[derive(Debug, Default)]
+pub struct Link {
+    /// There is a stream.
+    pub connected: AtomicBool,
+    /// A table is in force, from the controller or from the last run.
+    pub ready: AtomicBool,
+    /// Resources that came, all streams together. Those of a resume are few.
+    pub resources_received: AtomicU64,
+    /// Updates that came.
+    pub updates_received: AtomicU64,
+    /// Resources that were turned down.
+    pub resources_rejected: AtomicU64,
+    /// Streams that were opened.
+    pub streams: AtomicU64,
+}
+
+impl Subscription {
+    /// Puts what is held in force.
+    pub fn swap(&self) {
+        let before = self.shared.table.load();
+        let table = Table::build(&self.resources, &before, &self.shared.runtime, self.default_service.as_ref());
+        drop(before);
+        self.shared.table.store(Arc::new(table));
+        self.link.ready.store(true, Relaxed);
+    }
+
+    /// Keeps a stream to the controller, for ever.
+    pub async fn run(mut self, controller: Controller) {
+        let mut wait = BACKOFF.0;
+        loop {
+            match self.stream(&controller).await {
+                Ok(()) => tracing::info!("the controller ended the stream"),
+                Err(error) => tracing::warn!(error = error_chain(&*error), "no stream to the controller"),
+            }
+            if self.link.connected.swap(false, Relaxed) {
+                wait = BACKOFF.0;
+            }
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(BACKOFF.1);
+        }
+    }
+
+    /// One stream, from hello to its end.
+    async fn stream(&mut self, controller: &Controller) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let channel = connect(controller).await?;
+        let mut client = SwitchyardClient::new(channel).max_decoding_message_size(MOST_BYTES);
+        let (tell, told) = mpsc::channel::<AgentMessage>(64);
+        let mut transitions = self.shared.transitions.listen();
+        tell.send(AgentMessage { message: Some(Message::Hello(self.hello())) }).await?;
+        let mut updates = client.subscribe(ReceiverStream::new(told)).await?.into_inner();
+        self.link.connected.store(true, Relaxed);
+        self.link.streams.fetch_add(1, Relaxed);
+        loop {
+            let answer = tokio::select! {
+                update = updates.message() => match update? {
+                    Some(update) => self.take(update),
+                    None => return Ok(()),
+                },
+                transition = transitions.recv() => match transition {
+                    Ok(transition) => Message::Report(v1::Report { transitions: vec![transition] }),
+                    Err(broadcast::error::RecvError::Lagged(_)) => continue,
+                    Err(broadcast::error::RecvError::Closed) => return Ok(()),
+                },
+            };
+            tell.send(AgentMessage { message: Some(answer) }).await?;
+        }
+    }
+
+    fn hello(&self) -> v1::Hello {
+        let held = self
+            .resources
+            .all()
+            .map(|(key, resource)| v1::Held { key: Some(key.to_wire()), version: resource.version.clone() });
+        v1::Hello { node: self.node.clone(), build: env!("CARGO_PKG_VERSION").to_owned(), held: held.collect() }
+    }
+
+    /// Takes an update in, puts it in force and saves it.
+    fn take(&mut self, update: v1::Update) -> Message {
+        let revision = update.revision;
+        let changed = !update.upserts.is_empty() || !update.removals.is_empty();
+        self.link.updates_received.fetch_add(1, Relaxed);
+        self.link.resources_received.fetch_add(update.upserts.len() as u64, Relaxed);
+        let errors = self.resources.apply(update);
+        self.swap();
+        if let Some(state) = self.state.as_ref().filter(|_| changed)
+            && let Err(error) = state.save(&self.resources)
+        {
+            tracing::warn!(%error, "cannot save the configuration; after a restart the one before holds");
+        }
+        tracing::debug!(revision, "in force");
+        if errors.is_empty() {
+            return Message::Ack(v1::Ack { revision });
+        }
+        self.link.resources_rejected.fetch_add(errors.len() as u64, Relaxed);
+        for error in &errors {
+            tracing::warn!(key = ?error.key, message = error.message, "turned down");
+        }
+        Message::Reject(v1::Reject { revision, errors })
+    }
+}
+
+async fn connect(controller: &Controller) -> Result<Channel, tonic::transport::Error> {
+    match controller {
+        Controller::Address(uri) => {
+            let endpoint = Endpoint::from(uri.clone())
+                .connect_timeout(Duration::from_secs(5))
+                // A controller whose host is gone is found out within half a minute.
+                .http2_keep_alive_interval(Duration::from_secs(10))
+                .keep_alive_timeout(Duration::from_secs(20))
+                .keep_alive_while_idle(true);
+            endpoint.connect().await
+        }
+        Controller::Memory(connections) => {
+            let connections = connections.clone();
+            let connector = tower::service_fn(move |_: Uri| {
+                let (ours, theirs) = tokio::io::duplex(256 * 1024);
+                let sent = connections.send(theirs);
+                async move {
+                    sent.map_err(|_| std::io::Error::from(std::io::ErrorKind::ConnectionRefused))?;
+                    Ok::<_, std::io::Error>(TokioIo::new(ours))
+                }
+            });
+            // The name is for the authority field only; nothing looks it up.
+            Endpoint::from_static("http://controller").connect_with_connector(connector).await
+        }
+    }
+}
+
+/// An error with its causes, in one line.
+fn error_chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

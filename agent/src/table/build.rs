@@ -1,0 +1,213 @@
+//! How a Service is put together from its resources: rules compiled, destinations resolved to instances, policies and
+//! counters looked up.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use switchyard_proto::v1;
+
+use super::destination::{Circuit, Destination, Instance, PortInstances};
+use super::policy::{CircuitSettings, RetrySettings, limit};
+use super::{Port, Rule, Service, ServiceKey, Shares, resource_key};
+use crate::matching::Entry;
+use crate::resources::Resources;
+use crate::runtime::Runtime;
+
+/// The versions of all that a Service's table entry is made of. The same fingerprint means the same entry.
+pub(super) fn fingerprint(resources: &Resources, key: &ServiceKey) -> Vec<String> {
+    let mut mentioned = BTreeSet::from([key.clone()]);
+    if let Some(routes) = resources.routes(&resource_key(v1::Kind::Routes, key)) {
+        let destinations = routes.rules.iter().flat_map(|r| &r.destinations);
+        mentioned.extend(destinations.map(destination_key));
+    }
+    let versions = mentioned.iter().flat_map(|service| {
+        [v1::Kind::Routes, v1::Kind::Instances].map(|kind| resources.version(&resource_key(kind, service)).to_owned())
+    });
+    versions.collect()
+}
+
+/// Builds the entry of one Service.
+pub(super) fn service(resources: &Resources, key: &ServiceKey, fingerprint: Vec<String>, runtime: &Runtime) -> Service {
+    let nothing = v1::ServiceRoutes::default();
+    let routes = resources.routes(&resource_key(v1::Kind::Routes, key)).unwrap_or(&nothing);
+    let ports: Vec<Port> = routes
+        .ports
+        .iter()
+        .filter_map(|p| Some(Port { number: u16::try_from(p.port).ok()?, protocol: p.protocol() }))
+        .collect();
+    let builder = Builder { resources, runtime, key, ports: &ports, routes };
+    Service {
+        label: key.to_string().into(),
+        // An entry that does not compile was turned down when it came in, so none is lost here.
+        entries: routes.matches.iter().filter_map(|entry| Entry::compile(entry).ok()).collect(),
+        rules: routes.rules.iter().map(|rule| builder.rule(rule)).collect(),
+        default_rule: builder.rule(&v1::Rule {
+            destinations: vec![v1::Destination {
+                namespace: key.namespace.clone(),
+                service: key.name.clone(),
+                weight: 1,
+                ..v1::Destination::default()
+            }],
+            ..v1::Rule::default()
+        }),
+        runtime: runtime.service(key, builder.budget().as_deref()),
+        key: key.clone(),
+        ports,
+        fingerprint,
+    }
+}
+
+fn destination_key(destination: &v1::Destination) -> ServiceKey {
+    ServiceKey { namespace: destination.namespace.clone(), name: destination.service.clone() }
+}
+
+/// What building one Service needs at hand.
+struct Builder<'a> {
+    resources: &'a Resources,
+    runtime: &'a Runtime,
+    key: &'a ServiceKey,
+    ports: &'a [Port],
+    routes: &'a v1::ServiceRoutes,
+}
+
+impl Builder<'_> {
+    /// The budget of a Service is that of its least specific policy: the one for the Service as a whole, if there is one.
+    fn budget(&self) -> Option<Arc<RetrySettings>> {
+        self.routes.retries.last().map(|retry| Arc::new(RetrySettings::from(retry)))
+    }
+
+    fn rule(&self, wire: &v1::Rule) -> Rule {
+        let named = wire.retry.as_ref().map(|retry| Arc::new(RetrySettings::from(retry)));
+        let destinations: Vec<Destination> =
+            wire.destinations.iter().map(|d| self.destination(wire, d, named.as_ref())).collect();
+        let shares =
+            (0..self.ports.len()).map(|port| shares(&destinations, port, wire.fail_when_unavailable)).collect();
+        Rule {
+            name: wire.name.as_str().into(),
+            destinations,
+            shares,
+            request_timeout: limit(wire.request_timeout_ms),
+            try_timeout: limit(wire.backend_request_timeout_ms),
+            fail_when_unavailable: wire.fail_when_unavailable,
+        }
+    }
+
+    fn destination(&self, rule: &v1::Rule, wire: &v1::Destination, named: Option<&Arc<RetrySettings>>) -> Destination {
+        let target = destination_key(wire);
+        let nothing = v1::Selector::default();
+        let selector = wire.selector.as_ref().unwrap_or(&nothing);
+        let label: Arc<str> = target.to_string().into();
+        let attached = || {
+            let policy = self.routes.retries.iter().find(|r| covers(r.target.as_ref(), selector))?;
+            Some(Arc::new(RetrySettings::from(policy)))
+        };
+        let routes = self.resources.routes(&resource_key(v1::Kind::Routes, &target));
+        let circuits: Vec<Arc<CircuitSettings>> = routes
+            .map(|r| r.circuits.iter().map(|policy| Arc::new(CircuitSettings::from(policy))).collect())
+            .unwrap_or_default();
+        let policies: Vec<(&v1::CircuitPolicy, &Arc<CircuitSettings>)> =
+            routes.map(|r| r.circuits.iter().zip(&circuits).collect()).unwrap_or_default();
+        let whole = policies
+            .iter()
+            .find(|(policy, _)| covers(policy.target.as_ref(), selector))
+            .filter(|(_, settings)| settings.whole_destination)
+            .map(|(_, settings)| self.circuit(&target, describe(selector).as_str(), settings));
+        let ports = self.ports.iter().map(|port| self.instances(&target, wire, selector, *port, &policies)).collect();
+        Destination {
+            series: self.runtime.series(&self.key.to_string(), &rule.name, &label, &selector.version),
+            service: label,
+            version: selector.version.as_str().into(),
+            weight: wire.weight,
+            ports,
+            circuit: whole,
+            retry: named.cloned().or_else(attached),
+        }
+    }
+
+    fn instances(
+        &self,
+        target: &ServiceKey,
+        wire: &v1::Destination,
+        selector: &v1::Selector,
+        asked: Port,
+        policies: &[(&v1::CircuitPolicy, &Arc<CircuitSettings>)],
+    ) -> PortInstances {
+        let Some(instances) = self.resources.instances(&resource_key(v1::Kind::Instances, target)) else {
+            return PortInstances::default();
+        };
+        let declared = self.resources.routes(&resource_key(v1::Kind::Routes, target)).map_or(&[][..], |r| &r.ports);
+        // The port that the rule names; else the one that the request came for; else the Service's first.
+        let wanted = if wire.port != 0 { wire.port } else { u32::from(asked.number) };
+        let port = declared.iter().find(|p| p.port == wanted).or(declared.first());
+        let Some(port) = port else { return PortInstances::default() };
+        let ready = instances
+            .instances
+            .iter()
+            .filter(|i| i.ready && !i.terminating && selects(selector, i))
+            .filter_map(|instance| {
+                let ip: IpAddr = instance.address.parse().ok()?;
+                let number = instance.ports.iter().find(|p| p.service_port == port.port)?.port;
+                let address = SocketAddr::new(ip, u16::try_from(number).ok()?);
+                let policy = policies.iter().find(|(p, _)| p.target.as_ref().is_none_or(|t| selects(t, instance)));
+                let circuit = policy
+                    .filter(|(_, settings)| !settings.whole_destination)
+                    .map(|(_, settings)| self.circuit(target, &address.to_string(), settings));
+                Some(Arc::new(Instance {
+                    address,
+                    protocol: port.protocol(),
+                    version: instance.version.as_str().into(),
+                    name: instance.name.as_str().into(),
+                    circuit,
+                    load: self.runtime.load(target, address),
+                }))
+            })
+            .collect();
+        PortInstances { ready }
+    }
+
+    fn circuit(&self, service: &ServiceKey, target: &str, settings: &Arc<CircuitSettings>) -> Circuit {
+        Circuit {
+            breaker: self.runtime.breaker(service, target, settings),
+            settings: Arc::clone(settings),
+            target: target.into(),
+            service: service.to_string().into(),
+        }
+    }
+}
+
+/// The shares of a rule's destinations on one port. One with no ready instance cannot be drawn, unless its share is to fail.
+fn shares(destinations: &[Destination], port: usize, fail: bool) -> Shares {
+    let mut shares = Shares { total: 0, ends: Vec::with_capacity(destinations.len()) };
+    for destination in destinations {
+        let served = destination.ports.get(port).is_some_and(|p| !p.ready.is_empty());
+        if served || fail {
+            shares.total += u64::from(destination.weight);
+        }
+        shares.ends.push(shares.total);
+    }
+    shares
+}
+
+/// Whether an instance is one of those that the selector means.
+fn selects(selector: &v1::Selector, instance: &v1::Instance) -> bool {
+    (selector.version.is_empty() || selector.version == instance.version)
+        && selector.labels.iter().all(|(name, value)| instance.labels.get(name) == Some(value))
+}
+
+/// Whether a policy for `target` holds for all that a destination's selector means: it asks for nothing that the destination
+/// does not ask for too.
+fn covers(target: Option<&v1::Selector>, destination: &v1::Selector) -> bool {
+    target.is_none_or(|target| {
+        (target.version.is_empty() || target.version == destination.version)
+            && target.labels.iter().all(|(name, value)| destination.labels.get(name) == Some(value))
+    })
+}
+
+/// What a selector means, for people: `v2`, `tier=gold`, or `all`.
+fn describe(selector: &v1::Selector) -> String {
+    let labels = selector.labels.iter().map(|(name, value)| format!("{name}={value}"));
+    let parts: Vec<String> =
+        Some(selector.version.clone()).filter(|v| !v.is_empty()).into_iter().chain(labels).collect();
+    if parts.is_empty() { "all".to_owned() } else { parts.join(",") }
+}

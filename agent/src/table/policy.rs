@@ -1,0 +1,210 @@
+//! The policies as the data path uses them: plain numbers, and sets of outcomes that can be asked.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Method;
+use switchyard_proto::v1;
+
+use crate::admit::breaker;
+use crate::retry::backoff::{Backoff, Strategy};
+use crate::retry::budget::Limits;
+
+/// How one try ended, as everything that judges it sees it: breaker, retry, metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// An HTTP status, and a gRPC status where the call is gRPC's.
+    Reply {
+        /// The HTTP status.
+        status: u16,
+        /// The gRPC status (0 to 16), once it is known.
+        grpc: Option<u8>,
+    },
+    /// No connection could be had; the request never left.
+    ConnectFailure,
+    /// The instance refused the stream before it looked at it (RFC 9113 section 8.7).
+    RefusedStream,
+    /// The connection or stream broke before the reply was whole.
+    Reset,
+    /// It took longer than it may.
+    Timeout,
+}
+
+impl Outcome {
+    /// Whether the instance cannot have acted on the request, so that sending it again is safe whatever the method.
+    pub fn never_processed(self) -> bool {
+        matches!(self, Self::ConnectFailure | Self::RefusedStream)
+    }
+
+    /// One word for it, for metrics.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Reply { grpc: Some(code), .. } if code != 0 => "grpc-status",
+            Self::Reply { status, .. } if status >= 500 => "server-error",
+            Self::Reply { .. } => "status",
+            Self::ConnectFailure => "connect-failure",
+            Self::RefusedStream => "refused-stream",
+            Self::Reset => "reset",
+            Self::Timeout => "timeout",
+        }
+    }
+}
+
+/// gRPC statuses that say the server, not the caller, is at fault: UNKNOWN, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE and
+/// DATA_LOSS. They are to gRPC what 5xx is to HTTP.
+const GRPC_SERVER_ERRORS: u32 = 1 << 2 | 1 << 4 | 1 << 13 | 1 << 14 | 1 << 15;
+
+/// A set of outcomes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Conditions {
+    server_error: bool,
+    connect_failure: bool,
+    timeout: bool,
+    reset: bool,
+    refused_stream: bool,
+    statuses: Vec<u16>,
+    grpc_statuses: u32,
+}
+
+impl Conditions {
+    /// Whether the outcome is in the set.
+    pub fn hold(&self, outcome: Outcome) -> bool {
+        match outcome {
+            Outcome::Reply { status, grpc } => {
+                let grpc = grpc.map_or(0, |code| 1u32 << code.min(31));
+                (self.server_error && (status >= 500 || grpc & GRPC_SERVER_ERRORS != 0))
+                    || grpc & self.grpc_statuses != 0
+                    || self.statuses.contains(&status)
+            }
+            Outcome::ConnectFailure => self.connect_failure,
+            // A refused stream is a stream that was reset, unless it is named apart.
+            Outcome::RefusedStream => self.refused_stream || self.reset,
+            Outcome::Reset => self.reset,
+            Outcome::Timeout => self.timeout,
+        }
+    }
+}
+
+impl From<&v1::Conditions> for Conditions {
+    fn from(wire: &v1::Conditions) -> Self {
+        Self {
+            server_error: wire.server_error,
+            connect_failure: wire.connect_failure,
+            timeout: wire.timeout,
+            reset: wire.reset,
+            refused_stream: wire.refused_stream,
+            statuses: wire.statuses.iter().filter_map(|s| u16::try_from(*s).ok()).collect(),
+            grpc_statuses: wire.grpc_statuses.iter().filter(|c| **c <= 16).fold(0, |set, c| set | 1 << c),
+        }
+    }
+}
+
+/// A CircuitPolicy as the data path uses it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct CircuitSettings {
+    /// `namespace/name` of the policy.
+    pub name: Arc<str>,
+    /// One circuit for the destination rather than one per instance.
+    pub whole_destination: bool,
+    /// The numbers.
+    pub breaker: breaker::Settings,
+    /// What counts as a failure.
+    pub failures: Conditions,
+}
+
+impl From<&v1::CircuitPolicy> for CircuitSettings {
+    fn from(wire: &v1::CircuitPolicy) -> Self {
+        Self {
+            name: wire.name.as_str().into(),
+            whole_destination: wire.scope() == v1::CircuitScope::Destination,
+            breaker: breaker::Settings {
+                failure_threshold: wire.failure_threshold.max(1),
+                error_rate_ppm: wire.error_rate_threshold_ppm,
+                minimum_requests: wire.minimum_requests.max(1),
+                window_ms: wire.window_ms.max(10),
+                timeout_ms: wire.timeout_ms.max(1),
+                multiplier_milli: wire.backoff_multiplier_milli.max(1000),
+                max_timeout_ms: wire.backoff_max_timeout_ms.max(wire.timeout_ms),
+                jitter_ppm: wire.backoff_jitter_ppm,
+                success_threshold: wire.success_threshold.clamp(1, 100),
+                half_open_requests: wire.half_open_requests.clamp(1, 100),
+            },
+            failures: wire.failures.as_ref().map(Conditions::from).unwrap_or_default(),
+        }
+    }
+}
+
+/// No policy can ask for more retries of one request than this.
+pub(super) const MAX_RETRIES: u32 = 10;
+/// No policy can have more of a request's body kept than this, in bytes.
+pub(super) const MAX_BODY_BYTES: u64 = 16 << 20;
+
+/// A RetryPolicy as the data path uses it.
+#[derive(Debug)]
+pub struct RetrySettings {
+    /// `namespace/name` of the policy.
+    pub name: Arc<str>,
+    /// Retries after the first try, at most [`MAX_RETRIES`].
+    pub max_retries: u32,
+    /// How long to wait before each.
+    pub backoff: Backoff,
+    /// For one try.
+    pub per_try_timeout: Option<Duration>,
+    /// For all tries together, waits included.
+    pub timeout: Option<Duration>,
+    /// What is retried.
+    pub retry_on: Conditions,
+    /// Methods that may be sent twice.
+    pub methods: Vec<Method>,
+    /// A longer `Retry-After` is waited for.
+    pub respect_retry_after: bool,
+    /// Not the same instance again, where there is another.
+    pub avoid_previous_instances: bool,
+    /// A retry may go to another destination of the rule.
+    pub rechoose_destination: bool,
+    /// How much of a body is kept, at most [`MAX_BODY_BYTES`].
+    pub max_body_bytes: usize,
+    /// How much retries may add to the Service's load.
+    pub budget: Limits,
+}
+
+impl From<&v1::RetryPolicy> for RetrySettings {
+    fn from(wire: &v1::RetryPolicy) -> Self {
+        let strategy = match wire.strategy() {
+            v1::BackoffStrategy::Fixed => Strategy::Fixed,
+            v1::BackoffStrategy::Linear => Strategy::Linear,
+            v1::BackoffStrategy::Fibonacci => Strategy::Fibonacci,
+            v1::BackoffStrategy::DecorrelatedJitter => Strategy::DecorrelatedJitter,
+            v1::BackoffStrategy::Exponential | v1::BackoffStrategy::Unspecified => Strategy::Exponential,
+        };
+        Self {
+            name: wire.name.as_str().into(),
+            max_retries: wire.max_retries.min(MAX_RETRIES),
+            backoff: Backoff {
+                strategy,
+                initial_ms: wire.initial_delay_ms,
+                max_ms: wire.max_delay_ms,
+                multiplier_milli: wire.multiplier_milli,
+                jitter_ppm: wire.jitter_ppm,
+            },
+            per_try_timeout: limit(wire.per_try_timeout_ms),
+            timeout: limit(wire.timeout_ms),
+            retry_on: wire.retry_on.as_ref().map(Conditions::from).unwrap_or_default(),
+            methods: wire.methods.iter().filter_map(|m| Method::from_bytes(m.as_bytes()).ok()).collect(),
+            respect_retry_after: wire.respect_retry_after,
+            avoid_previous_instances: wire.avoid_previous_instances,
+            rechoose_destination: wire.rechoose_destination,
+            max_body_bytes: usize::try_from(wire.max_body_bytes.min(MAX_BODY_BYTES)).unwrap_or(0),
+            budget: Limits {
+                ratio_ppm: wire.budget_ratio_ppm,
+                min_per_second: wire.budget_min_per_second,
+                window_ms: wire.budget_window_ms.max(1000),
+            },
+        }
+    }
+}
+
+/// A limit in milliseconds; none, or 0, is no limit.
+pub(super) fn limit(millis: Option<u64>) -> Option<Duration> {
+    millis.filter(|ms| *ms > 0).map(Duration::from_millis)
+}
