@@ -35,12 +35,13 @@ const ATTEMPT: &str = "x-switchyard-attempt";
 /// It answers every path with JSON that says who it is: service, version and instance, and which try of the request it saw.
 /// Speaks HTTP/1.1 and cleartext HTTP/2.
 #[derive(clap::Args, Debug)]
+#[command(disable_version_flag = true)]
 #[command(after_help = "\
 Change it while it runs:
   curl -X POST 'http://127.0.0.1:9001/_sample?fail=50%&delay=200ms'
   curl -X POST 'http://127.0.0.1:9001/_sample?down=true'    (breaks every connection off)
   curl http://127.0.0.1:9001/_sample    (how it is set, and what it saw)")]
-pub struct Sample {
+pub(crate) struct Sample {
     /// Where to listen
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9001")]
     listen: SocketAddr,
@@ -62,7 +63,7 @@ pub struct Sample {
 ///
 /// # Errors
 /// If it cannot listen there.
-pub fn run(sample: &Sample) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(sample: &Sample) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let listener =
@@ -75,12 +76,16 @@ pub fn run(sample: &Sample) -> anyhow::Result<ExitCode> {
         let identity = Identity { service: name.clone(), version: version.clone(), address };
         tokio::select! {
             never = serve(listener, identity, knobs) => match never {},
-            stopped = stop() => stopped.map(|()| ExitCode::SUCCESS).context("cannot wait for signals"),
+            stopped = stop() => stopped.context("cannot wait for signals").map(|()| ExitCode::SUCCESS),
         }
     })
 }
 
-async fn stop() -> io::Result<()> {
+/// Returns on ctrl-c or SIGTERM.
+///
+/// # Errors
+/// If signals cannot be waited for.
+pub(crate) async fn stop() -> io::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate())?;
     tokio::select! {
@@ -91,18 +96,18 @@ async fn stop() -> io::Result<()> {
 
 /// Who a sample says it is.
 #[derive(Clone, Debug)]
-pub struct Identity {
+pub(crate) struct Identity {
     /// The name of its Service.
-    pub service: String,
+    pub(crate) service: String,
     /// Its version.
-    pub version: String,
+    pub(crate) version: String,
     /// Where it listens.
-    pub address: SocketAddr,
+    pub(crate) address: SocketAddr,
 }
 
 /// How a sample behaves, and what it has seen; shared with those that turn the knobs.
 #[derive(Debug, Default)]
-pub struct Knobs {
+pub(crate) struct Knobs {
     fail_ppm: AtomicU32,
     delay_ms: AtomicU64,
     down: AtomicBool,
@@ -112,27 +117,27 @@ pub struct Knobs {
 
 impl Knobs {
     /// From now on it answers this share of requests with 500.
-    pub fn set_fail(&self, share: Percent) {
+    pub(crate) fn set_fail(&self, share: Percent) {
         self.fail_ppm.store(share.ppm(), Relaxed);
     }
 
     /// From now on it waits so long before it answers.
-    pub fn set_delay(&self, delay: Duration) {
+    pub(crate) fn set_delay(&self, delay: Duration) {
         self.delay_ms.store(delay.as_millis(), Relaxed);
     }
 
     /// While it is down, it breaks every connection off on which a request comes.
-    pub fn set_down(&self, down: bool) {
+    pub(crate) fn set_down(&self, down: bool) {
         self.down.store(down, Relaxed);
     }
 
     /// How many requests it saw.
-    pub fn asked(&self) -> u64 {
+    pub(crate) fn asked(&self) -> u64 {
         self.asked.load(Relaxed)
     }
 
     /// How many of them it failed, or broke off.
-    pub fn failed(&self) -> u64 {
+    pub(crate) fn failed(&self) -> u64 {
         self.failed.load(Relaxed)
     }
 
@@ -177,7 +182,7 @@ impl Knobs {
 }
 
 /// Serves for ever on the current runtime.
-pub async fn serve(listener: TcpListener, identity: Identity, knobs: Arc<Knobs>) -> Infallible {
+pub(crate) async fn serve(listener: TcpListener, identity: Identity, knobs: Arc<Knobs>) -> Infallible {
     let identity = Arc::new(identity);
     loop {
         let stream = match listener.accept().await {
