@@ -4,5 +4,29 @@
 
 /// The objects, reduced to what is needed of them.
 pub mod object;
+
 /// Where objects come from.
 pub mod source;
+
+/// What exists now.
+pub mod world;
+
+/// From what exists to what agents enforce.
+pub mod compile;
+
+/// What there is to send, by version.
+pub mod snapshot;
+
+/// One stream per agent.
+pub mod serve;
+
+/// The one loop.
+pub mod run;
+
+/// What happens, told on the terminal.
+pub mod console;
+
+/// Reads manifests once.
+pub mod load;
+
+pub use load::{Loaded, load};

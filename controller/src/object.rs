@@ -6,10 +6,12 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+use switchyard_crds::findings::ObjectName;
 use switchyard_crds::{CircuitPolicy, RetryPolicy, RouteRule};
 
 /// Any object that a source can tell of.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Object {
     /// A namespace; its labels may opt all its Services in.
     Namespace(Namespace),
@@ -28,7 +30,7 @@ pub enum Object {
 }
 
 /// The kinds of object, in the order in which they are read and shown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "each is the Kubernetes kind of that name")]
 pub enum Kind {
     Namespace,
@@ -61,7 +63,7 @@ pub struct ServiceKey {
 }
 
 /// A namespace.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Namespace {
     /// Its name.
     pub name: String,
@@ -70,7 +72,7 @@ pub struct Namespace {
 }
 
 /// A Service.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
     /// Its namespace.
     pub namespace: String,
@@ -85,7 +87,7 @@ pub struct Service {
 }
 
 /// A port of a Service.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServicePort {
     /// Its name; may be empty where there is only one.
     pub name: String,
@@ -98,7 +100,7 @@ pub struct ServicePort {
 }
 
 /// A part of a Service's endpoints.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointSlice {
     /// Its namespace.
     pub namespace: String,
@@ -115,7 +117,7 @@ pub struct EndpointSlice {
 }
 
 /// An address that serves a Service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
     /// Where.
     pub address: IpAddr,
@@ -130,7 +132,7 @@ pub struct Endpoint {
 }
 
 /// A Pod, for its labels.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pod {
     /// Its namespace.
     pub namespace: String,
@@ -148,7 +150,7 @@ impl Object {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
         };
-        let custom = |kind, meta: &kube::api::ObjectMeta| {
+        let custom = |kind, meta: &kube::core::ObjectMeta| {
             key(kind, meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default())
         };
         match self {
@@ -160,6 +162,32 @@ impl Object {
             Self::CircuitPolicy(o) => custom(Kind::CircuitPolicy, &o.metadata),
             Self::RetryPolicy(o) => custom(Kind::RetryPolicy, &o.metadata),
         }
+    }
+}
+
+impl ObjectKey {
+    /// The same object, as findings name it.
+    pub fn object_name(&self) -> ObjectName {
+        ObjectName { kind: format!("{:?}", self.kind), namespace: self.namespace.clone(), name: self.name.clone() }
+    }
+}
+
+impl Service {
+    /// Which Service it is.
+    pub fn key(&self) -> ServiceKey {
+        ServiceKey { namespace: self.namespace.clone(), name: self.name.clone() }
+    }
+
+    /// Its ports, without those for UDP and SCTP, which nobody routes here.
+    pub fn tcp_ports(&self) -> impl Iterator<Item = &ServicePort> {
+        self.ports.iter().filter(|port| matches!(port.protocol.as_str(), "" | "TCP"))
+    }
+}
+
+impl EndpointSlice {
+    /// The Service it belongs to, if any.
+    pub fn service_key(&self) -> Option<ServiceKey> {
+        Some(ServiceKey { namespace: self.namespace.clone(), name: self.service.clone()? })
     }
 }
 

@@ -7,8 +7,10 @@ use crate::object::{Object, ObjectKey};
 
 /// Reads YAML into a tree that remembers where everything stood.
 pub mod yaml;
+
 /// Reads the documents of a file into objects, with findings for what is wrong.
 pub mod manifest;
+
 /// A folder of manifests, watched.
 pub mod directory;
 

@@ -1,0 +1,146 @@
+//! From what exists to what agents enforce: one Service at a time, config and findings together. Pure, and it never
+//! fails: what cannot be compiled is left out, and a finding says so.
+//!
+//! Invariants: the outcome depends on the objects alone, never on the order in which they came
+//! (`the_order_in_which_objects_come_leaves_no_trace`), and equal config encodes to equal bytes; whatever `World::apply`
+//! does not call dirty compiles to what it compiled to before (`a_change_dirties_every_service_that_it_alters`).
+//!
+//! A rule is left out where compiling what is enforced of it would make it match or do something else than it says: a
+//! consumer rule, a rule none of whose matches can be told yet, a rule with nothing but filters.
+
+use std::collections::BTreeSet;
+
+use switchyard_crds::{Finding, ObjectName, Reason};
+use switchyard_proto::v1;
+
+use crate::object::{ObjectKey, Service, ServiceKey};
+use crate::world::World;
+
+/// Which rule is asked first.
+pub mod order;
+
+/// Rules and their matches.
+pub mod routes;
+
+/// Where a rule's requests go, and whether anything is there.
+pub mod destinations;
+
+/// Policies, and which of two holds.
+pub mod policies;
+
+/// A Service, compiled. Of one that does not exist, both parts are empty.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Compiled {
+    /// Rules and policies.
+    pub routes: v1::ServiceRoutes,
+    /// Where requests can go.
+    pub instances: v1::ServiceInstances,
+    /// What is to be said of the objects that have to do with it.
+    pub findings: Vec<Finding>,
+}
+
+/// The label that takes a Service, or all Services of a Namespace, into the mesh.
+const MESH_LABEL: &str = "switchyard.dev/mesh";
+
+/// Compiles one Service.
+pub fn service(world: &World, key: &ServiceKey) -> Compiled {
+    let mut findings = Vec::new();
+    let Some(service) = world.service(key) else {
+        missing(world, key, &mut findings);
+        return Compiled { findings, ..Compiled::default() };
+    };
+    let mut present = destinations::Present::new(world);
+    let circuits = policies::circuits(world, service, &mut present, &mut findings);
+    let retries = policies::retries(world, service, &mut present, &mut findings);
+    let (rules, matches) = routes::compile(world, service, &mut present, &mut findings);
+    let instances = destinations::instances(world, service, &mut present, &mut findings);
+    let ports = service.tcp_ports().map(|port| v1::ServicePort {
+        port: port.port.into(),
+        name: port.name.clone(),
+        protocol: routes::protocol(port).into(),
+    });
+    let routes = v1::ServiceRoutes { ports: ports.collect(), rules, matches, circuits, retries };
+    findings.sort();
+    Compiled { routes, instances, findings }
+}
+
+/// What is to be said of all objects together, also what only matters offline: Services that nothing captures.
+pub fn all_findings(world: &World) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for key in world.services() {
+        findings.extend(service(world, &key).findings);
+        findings.extend(world.service(&key).and_then(|service| not_opted_in(world, service)));
+    }
+    findings.sort();
+    findings
+}
+
+/// Rules and policies for a Service that does not exist.
+fn missing(world: &World, key: &ServiceKey, findings: &mut Vec<Finding>) {
+    for rule in world.rules_of(key) {
+        let message = format!("there is no Service {key}, so no request is for this rule");
+        findings.push(warning(&name_of(rule), Reason::UnresolvedRef, "spec.service", message));
+    }
+    let targets = (world.circuit_policies_of(key).map(|policy| (name_of(policy), &policy.spec.target_refs)))
+        .chain(world.retry_policies_of(key).map(|policy| (name_of(policy), &policy.spec.target_refs)));
+    for (name, refs) in targets {
+        for (at, _) in refs.iter().enumerate().filter(|(_, target)| target.name == key.name) {
+            let message = format!("there is no Service {key}");
+            findings.push(warning(&name, Reason::UnresolvedRef, format!("spec.targetRefs[{at}].name"), message));
+        }
+    }
+    findings.sort();
+}
+
+fn not_opted_in(world: &World, service: &Service) -> Option<Finding> {
+    let key = service.key();
+    let rules = world.rules_of(&key).map(|rule| qualified(&name_of(rule)));
+    let circuits = world.circuit_policies_of(&key).map(|policy| qualified(&name_of(policy)));
+    let retries = world.retry_policies_of(&key).map(|policy| qualified(&name_of(policy)));
+    let users: BTreeSet<_> = rules.chain(circuits).chain(retries).collect();
+    let enabled = |value: Option<&String>| value.map(|value| value == "enabled");
+    let namespace = || world.namespace(&key.namespace).and_then(|namespace| enabled(namespace.labels.get(MESH_LABEL)));
+    let opted_in = enabled(service.labels.get(MESH_LABEL)).or_else(namespace).unwrap_or(false);
+    if opted_in || users.is_empty() {
+        return None;
+    }
+    let message = format!(
+        "rules and policies are for this Service, but a cluster does not take it into the mesh: label it, or its \
+         Namespace, {MESH_LABEL}: enabled"
+    );
+    let name = ObjectName { kind: "Service".into(), namespace: key.namespace, name: key.name };
+    let mut finding = warning(&name, Reason::NotOptedIn, "metadata.labels", message);
+    finding.others = users.into_iter().collect();
+    Some(finding)
+}
+
+/// How findings name an object of one of the three kinds.
+pub(crate) fn name_of<K>(object: &K) -> ObjectName
+where
+    K: kube::Resource<DynamicType = ()>,
+{
+    ObjectName {
+        kind: K::kind(&()).into_owned(),
+        namespace: object.meta().namespace.clone().unwrap_or_default(),
+        name: object.meta().name.clone().unwrap_or_default(),
+    }
+}
+
+/// `namespace/name`, as rules and policies are shown.
+pub(crate) fn qualified(name: &ObjectName) -> String {
+    format!("{}/{}", name.namespace, name.name)
+}
+
+pub(crate) fn warning(
+    name: &ObjectName,
+    reason: Reason,
+    field: impl Into<String>,
+    message: impl Into<String>,
+) -> Finding {
+    Finding::warning(reason, field, message).about(name)
+}
+
+/// The same for an object of any kind.
+pub(crate) fn warning_for(key: &ObjectKey, reason: Reason, field: &str, message: String) -> Finding {
+    Finding::warning(reason, field, message).about(&key.object_name())
+}

@@ -1,0 +1,187 @@
+//! Policies: which are attached to a Service, and which of two holds.
+//!
+//! Invariants: no two compiled policies of a kind have the same target, and the more specific target comes first
+//! (`of_two_policies_for_one_target_the_oldest_holds`).
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
+use switchyard_crds::circuit_policy::CircuitScope;
+use switchyard_crds::retry_policy::Strategy;
+use switchyard_crds::target::TargetRef;
+use switchyard_crds::validate::conditions::Conditions;
+use switchyard_crds::values::Duration;
+use switchyard_crds::{CircuitPolicy, Finding, ObjectName, Reason, RetryPolicy};
+use switchyard_proto::v1;
+
+use crate::compile::destinations::{Present, selector};
+use crate::compile::order::Age;
+use crate::compile::{name_of, qualified, warning};
+use crate::object::Service;
+use crate::world::World;
+
+/// The circuit policies of a Service, the most specific target first.
+pub fn circuits(
+    world: &World,
+    service: &Service,
+    present: &mut Present<'_>,
+    findings: &mut Vec<Finding>,
+) -> Vec<v1::CircuitPolicy> {
+    let claims = world
+        .circuit_policies_of(&service.key())
+        .flat_map(|policy| claims(policy, Age::of(&policy.metadata), &policy.spec.target_refs, service));
+    let held = attach(claims.collect(), service, present, findings);
+    held.into_iter().map(|claim| circuit(claim.policy, target(&claim))).collect()
+}
+
+/// The retry policies of a Service, the most specific target first.
+pub fn retries(
+    world: &World,
+    service: &Service,
+    present: &mut Present<'_>,
+    findings: &mut Vec<Finding>,
+) -> Vec<v1::RetryPolicy> {
+    let claims = world
+        .retry_policies_of(&service.key())
+        .flat_map(|policy| claims(policy, Age::of(&policy.metadata), &policy.spec.target_refs, service));
+    let held = attach(claims.collect(), service, present, findings);
+    held.into_iter().map(|claim| retry(claim.policy, target(&claim))).collect()
+}
+
+/// A policy that wants a target.
+struct Claim<'a, K> {
+    policy: &'a K,
+    name: ObjectName,
+    age: Age<'a>,
+    /// Position among the policy's `targetRefs`.
+    at: usize,
+    target: &'a TargetRef,
+}
+
+fn claims<'a, K>(policy: &'a K, age: Age<'a>, targets: &'a [TargetRef], service: &Service) -> Vec<Claim<'a, K>>
+where
+    K: kube::Resource<DynamicType = ()>,
+{
+    let of_service = targets.iter().enumerate().filter(|(_, target)| target.name == service.name);
+    of_service.map(|(at, target)| Claim { policy, name: name_of(policy), age, at, target }).collect()
+}
+
+/// Of several claims to one target the oldest policy's holds; the others are reported.
+fn attach<'a, K>(
+    mut claims: Vec<Claim<'a, K>>,
+    service: &Service,
+    present: &mut Present<'_>,
+    findings: &mut Vec<Finding>,
+) -> Vec<Claim<'a, K>> {
+    claims.sort_by_key(|claim| (claim.age, claim.at));
+    let mut held: BTreeMap<_, Claim<'a, K>> = BTreeMap::new();
+    for claim in claims {
+        let (version, subset) = (claim.target.version.as_deref(), &claim.target.subset);
+        let field = |leaf: &str| format!("spec.targetRefs[{}]{leaf}", claim.at);
+        if let Some((leaf, message)) = present.nobody_there(service, version, subset) {
+            findings.push(warning(&claim.name, Reason::Suspicious, field(&format!(".{leaf}")), message));
+        }
+        let conditions = subset.len() + usize::from(version.is_some());
+        let specific_first = (Reverse(conditions), Reverse(version), subset);
+        match held.get(&specific_first) {
+            None => {
+                held.insert(specific_first, claim);
+            }
+            // The same target twice in one policy says the same twice.
+            Some(older) if older.name == claim.name => {}
+            Some(older) => {
+                let older = qualified(&older.name);
+                let message = format!("{older} has the same target and is older, so it holds");
+                let mut finding = warning(&claim.name, Reason::Conflicted, field(""), message);
+                finding.others = vec![older];
+                findings.push(finding);
+            }
+        }
+    }
+    held.into_values().collect()
+}
+
+fn target<K>(claim: &Claim<'_, K>) -> v1::Selector {
+    selector(claim.target.version.as_deref(), &claim.target.subset)
+}
+
+fn circuit(policy: &CircuitPolicy, target: v1::Selector) -> v1::CircuitPolicy {
+    let spec = &policy.spec;
+    let scope = match spec.scope {
+        CircuitScope::Instance => v1::CircuitScope::Instance,
+        CircuitScope::Destination => v1::CircuitScope::Destination,
+    };
+    v1::CircuitPolicy {
+        name: qualified(&name_of(policy)),
+        target: Some(target),
+        scope: scope.into(),
+        failure_threshold: count(spec.failure_threshold),
+        error_rate_threshold_ppm: spec.error_rate_threshold.ppm(),
+        minimum_requests: count(spec.minimum_requests),
+        window_ms: spec.window.as_millis(),
+        timeout_ms: spec.timeout.as_millis(),
+        backoff_multiplier_milli: thousandths(spec.backoff.multiplier),
+        backoff_max_timeout_ms: spec.backoff.max_timeout.as_millis(),
+        backoff_jitter_ppm: spec.backoff.jitter.ppm(),
+        success_threshold: count(spec.success_threshold),
+        half_open_requests: count(spec.half_open_requests),
+        failures: Some(conditions(&spec.failures)),
+    }
+}
+
+/// A retry policy for this part of a Service.
+pub fn retry(policy: &RetryPolicy, target: v1::Selector) -> v1::RetryPolicy {
+    let spec = &policy.spec;
+    let strategy = match spec.strategy {
+        Strategy::Fixed => v1::BackoffStrategy::Fixed,
+        Strategy::Linear => v1::BackoffStrategy::Linear,
+        Strategy::Exponential => v1::BackoffStrategy::Exponential,
+        Strategy::Fibonacci => v1::BackoffStrategy::Fibonacci,
+        Strategy::DecorrelatedJitter => v1::BackoffStrategy::DecorrelatedJitter,
+    };
+    let limit = |duration: Option<Duration>| duration.map(Duration::as_millis).filter(|millis| *millis > 0);
+    v1::RetryPolicy {
+        name: qualified(&name_of(policy)),
+        target: Some(target),
+        max_retries: count(spec.max_retries),
+        strategy: strategy.into(),
+        initial_delay_ms: spec.initial_delay.as_millis(),
+        max_delay_ms: spec.max_delay.as_millis(),
+        multiplier_milli: thousandths(spec.multiplier),
+        jitter_ppm: spec.jitter.ppm(),
+        per_try_timeout_ms: limit(spec.per_try_timeout),
+        timeout_ms: limit(spec.timeout),
+        retry_on: Some(conditions(&spec.retry_on)),
+        methods: spec.methods.clone(),
+        respect_retry_after: spec.respect_retry_after,
+        avoid_previous_instances: spec.avoid_previous_instances,
+        rechoose_destination: spec.rechoose_destination,
+        budget_ratio_ppm: spec.budget.ratio.ppm(),
+        budget_min_per_second: count(spec.budget.min_per_second),
+        budget_window_ms: spec.budget.window.as_millis(),
+        max_body_bytes: spec.max_body_bytes.bytes(),
+    }
+}
+
+fn conditions(words: &[String]) -> v1::Conditions {
+    let read = Conditions::read(words);
+    v1::Conditions {
+        server_error: read.server_error,
+        connect_failure: read.connect_failure,
+        timeout: read.timeout,
+        reset: read.reset,
+        refused_stream: read.refused_stream,
+        statuses: read.statuses.into_iter().map(u32::from).collect(),
+        grpc_statuses: read.grpc_statuses.into_iter().map(u32::from).collect(),
+    }
+}
+
+/// The schema's bounds hold here already; a negative number cannot come.
+fn count(number: i32) -> u32 {
+    u32::try_from(number).unwrap_or_default()
+}
+
+/// From 1 to 100 by the schema, so it fits; a float's cast saturates.
+fn thousandths(factor: f64) -> u32 {
+    (factor * 1000.0).round() as u32
+}

@@ -1,0 +1,203 @@
+//! A Service's rules: their matches in order of precedence, and what becomes of the requests that match.
+//!
+//! A match entry that holds a condition which agents cannot tell yet is left out, never widened; a rule that loses all its
+//! entries so is left out whole (`a_rule_never_matches_more_than_it_says`).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use switchyard_crds::route_rule::{PathMatchType, RouteMatch, ValueMatchType, WhenUnavailable};
+use switchyard_crds::validate::enforced;
+use switchyard_crds::values::Duration;
+use switchyard_crds::{Finding, Reason, RouteRule};
+use switchyard_proto::v1;
+
+use crate::compile::destinations::Present;
+use crate::compile::order::{Age, Rank, Specificity};
+use crate::compile::{destinations, name_of, policies, qualified, warning};
+use crate::object::{Service, ServicePort};
+use crate::world::{World, is_consumer_rule};
+
+/// The entry of a rule that has none: everything matches.
+static EVERYTHING: RouteMatch = RouteMatch {
+    path: None,
+    method: None,
+    headers: Vec::new(),
+    query_params: Vec::new(),
+    cookies: Vec::new(),
+    grpc: None,
+    source: None,
+};
+
+/// The rules of a Service, sorted by name, and all their matches, the one that is asked first in front.
+pub fn compile(
+    world: &World,
+    service: &Service,
+    present: &mut Present<'_>,
+    findings: &mut Vec<Finding>,
+) -> (Vec<v1::Rule>, Vec<v1::Match>) {
+    let mut taken: Vec<&RouteRule> = Vec::new();
+    for rule in world.rules_of(&service.key()) {
+        check_port(service, rule, findings);
+        destinations::check(world, rule, present, findings);
+        if !is_consumer_rule(rule) && !rule.spec.destinations.is_empty() && entries(rule).next().is_some() {
+            taken.push(rule);
+        }
+    }
+    behind_another(&taken, findings);
+    let mut ranked: Vec<(Rank<'_>, v1::Match)> = Vec::new();
+    for (at, rule) in taken.iter().enumerate() {
+        for (position, entry) in entries(rule) {
+            let rank = Rank::new(rule, position, entry);
+            ranked.push((rank, compile_match(at as u32, rule, position, entry)));
+        }
+    }
+    ranked.sort_by(|(a, _), (b, _)| a.cmp(b));
+    let rules = taken.iter().map(|rule| compile_rule(world, rule, findings)).collect();
+    (rules, ranked.into_iter().map(|(_, entry)| entry).collect())
+}
+
+/// The entries of a rule that agents can tell, with their positions.
+fn entries(rule: &RouteRule) -> impl Iterator<Item = (usize, &RouteMatch)> {
+    let everything = rule.spec.matches.is_empty().then_some(&EVERYTHING);
+    rule.spec.matches.iter().chain(everything).enumerate().filter(|(_, entry)| enforced(entry))
+}
+
+fn compile_rule(world: &World, rule: &RouteRule, findings: &mut Vec<Finding>) -> v1::Rule {
+    let name = name_of(rule);
+    let limit = |duration: Option<Duration>| duration.map(Duration::as_millis).filter(|millis| *millis > 0);
+    let timeouts = rule.spec.timeouts.unwrap_or_default();
+    let retry = rule.spec.retry_policy.as_ref().and_then(|wanted| {
+        let policy = world.retry_policy(&name.namespace, wanted);
+        if policy.is_none() {
+            let message =
+                format!("there is no RetryPolicy {}/{wanted}; the Service's own holds, if any", name.namespace);
+            findings.push(warning(&name, Reason::UnresolvedRef, "spec.retryPolicy", message));
+        }
+        policy.map(|policy| policies::retry(policy, v1::Selector::default()))
+    });
+    v1::Rule {
+        name: qualified(&name),
+        generation: rule.metadata.generation.unwrap_or_default(),
+        destinations: rule.spec.destinations.iter().map(|to| destinations::compile(rule, to)).collect(),
+        request_timeout_ms: limit(timeouts.request),
+        backend_request_timeout_ms: limit(timeouts.backend_request),
+        retry,
+        fail_when_unavailable: rule.spec.when_unavailable == WhenUnavailable::Fail,
+    }
+}
+
+fn compile_match(at: u32, rule: &RouteRule, position: usize, entry: &RouteMatch) -> v1::Match {
+    let text = |kind: v1::MatchType, value: &str| v1::StringMatch { r#type: kind.into(), value: value.to_owned() };
+    let path = entry.path.as_ref().and_then(|path| match path.kind {
+        PathMatchType::Exact => Some(text(v1::MatchType::Exact, &path.value)),
+        PathMatchType::RegularExpression => Some(text(v1::MatchType::RegularExpression, &path.value)),
+        // `/api/` and `/api` are the same prefix, and `/` is everything.
+        PathMatchType::PathPrefix => match path.value.trim_end_matches('/') {
+            "" => None,
+            prefix => Some(text(v1::MatchType::Prefix, prefix)),
+        },
+    });
+    let named = |name: String, kind, value: &Option<String>| v1::NamedMatch {
+        name,
+        r#match: Some(text(value_match(kind), value.as_deref().unwrap_or_default())),
+    };
+    let header = |header: &switchyard_crds::route_rule::HeaderMatch| {
+        named(header.name.to_ascii_lowercase(), header.kind, &header.value)
+    };
+    let query =
+        |param: &switchyard_crds::route_rule::QueryParamMatch| named(param.name.clone(), param.kind, &param.value);
+    v1::Match {
+        rule: at,
+        port: port_number(rule.spec.port),
+        path,
+        method: entry.method.clone().unwrap_or_default(),
+        headers: entry.headers.iter().map(header).collect(),
+        query_params: entry.query_params.iter().map(query).collect(),
+        position: if rule.spec.matches.is_empty() { -1 } else { i32::try_from(position).unwrap_or(i32::MAX) },
+    }
+}
+
+fn value_match(kind: ValueMatchType) -> v1::MatchType {
+    match kind {
+        ValueMatchType::Exact => v1::MatchType::Exact,
+        ValueMatchType::Prefix => v1::MatchType::Prefix,
+        ValueMatchType::RegularExpression => v1::MatchType::RegularExpression,
+        ValueMatchType::Present => v1::MatchType::Present,
+        ValueMatchType::Absent => v1::MatchType::Absent,
+    }
+}
+
+/// A port as the wire has it: 0 where none is given.
+pub(crate) fn port_number(port: Option<i32>) -> u32 {
+    port.and_then(|port| u32::try_from(port).ok()).unwrap_or_default()
+}
+
+/// What is spoken on a port: `appProtocol` decides, else what the port's name begins with.
+pub fn protocol(port: &ServicePort) -> v1::Protocol {
+    let prefix = || port.name.split('-').next().unwrap_or_default();
+    match port.app_protocol.as_deref().unwrap_or_else(prefix).to_ascii_lowercase().as_str() {
+        "http" | "kubernetes.io/ws" | "ws" => v1::Protocol::Http1,
+        "http2" | "h2c" | "kubernetes.io/h2c" | "grpc" => v1::Protocol::Http2,
+        "tcp" | "https" | "tls" | "kubernetes.io/wss" | "wss" => v1::Protocol::Tcp,
+        _ => v1::Protocol::Unspecified,
+    }
+}
+
+fn check_port(service: &Service, rule: &RouteRule, findings: &mut Vec<Finding>) {
+    let Some(wanted) = rule.spec.port else { return };
+    let found = service.tcp_ports().find(|port| i32::from(port.port) == wanted);
+    let (reason, message) = match found {
+        None => (
+            Reason::UnresolvedRef,
+            format!("Service {} has no port {wanted}{}", service.key(), destinations::ports_in_words(service)),
+        ),
+        Some(port) if protocol(port) == v1::Protocol::Tcp => (
+            Reason::Suspicious,
+            format!("port {wanted} of Service {} is not HTTP, so no request of it matches a rule", service.key()),
+        ),
+        Some(_) => return,
+    };
+    findings.push(warning(&name_of(rule), reason, "spec.port", message));
+}
+
+/// Reports the rules that wait behind another which takes all their requests, with nothing but age between the two.
+fn behind_another(rules: &[&RouteRule], findings: &mut Vec<Finding>) {
+    let mut first: BTreeMap<(Specificity, String), Vec<&RouteRule>> = BTreeMap::new();
+    for rule in rules {
+        for key in asks(rule) {
+            first.entry(key).or_default().push(rule);
+        }
+    }
+    for rule in rules {
+        // Whoever takes all entries takes the first one too.
+        let Some(rivals) = asks(rule).next().and_then(|key| first.get(&key)) else { continue };
+        let takes_all = |rival: &&&RouteRule| {
+            let theirs: BTreeSet<_> = asks(rival).collect();
+            asks(rule).all(|key| theirs.contains(&key))
+        };
+        let older = |rival: &&&RouteRule| Age::of(&rival.metadata) < Age::of(&rule.metadata);
+        let Some(winner) = rivals.iter().filter(older).filter(takes_all).min_by_key(|rival| Age::of(&rival.metadata))
+        else {
+            continue;
+        };
+        let winner = qualified(&name_of(*winner));
+        let message = format!(
+            "{winner} asks for the same requests and is older, so it gets them all; give one of the two a `priority` or \
+             another match"
+        );
+        let mut finding = warning(&name_of(*rule), Reason::Conflicted, "spec.matches", message);
+        finding.others = vec![winner];
+        findings.push(finding);
+    }
+}
+
+/// What the entries of a rule ask for, so that equal ones compare equal however they are written.
+fn asks(rule: &RouteRule) -> impl Iterator<Item = (Specificity, String)> {
+    entries(rule).map(|(_, entry)| {
+        let mut compiled = compile_match(0, rule, 0, entry);
+        compiled.position = 0;
+        compiled.headers.sort_by_key(|header| format!("{header:?}"));
+        compiled.query_params.sort_by_key(|param| format!("{param:?}"));
+        (Specificity::new(rule.spec.priority, entry), format!("{compiled:?}"))
+    })
+}

@@ -1,0 +1,226 @@
+//! One stream per agent: what it lacks goes down, its answers come up.
+//!
+//! One update is under way per agent until it answers; what changes meanwhile goes out as one difference to the newest
+//! state, so a slow agent never makes a queue. Nothing goes out before the source has told all that exists: an agent that
+//! comes early keeps what it has. An agent that talks nonsense ends its own stream and nobody else's.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use switchyard_proto::v1;
+use switchyard_proto::v1::agent_message::Message;
+use switchyard_proto::v1::switchyard_server::{Switchyard, SwitchyardServer};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::run::Report;
+use crate::snapshot::{Held, Key, Snapshot};
+
+/// What the controller tells of itself over HTTP.
+pub mod admin;
+/// Who is connected, and what is in force there.
+pub mod agents;
+
+use agents::{Agents, Connected};
+
+/// An agent says who it is within this time.
+const HELLO_WITHIN: Duration = Duration::from_secs(10);
+
+/// A Hello names each resource held in about a hundred bytes; this is room for 100,000 Services.
+const MAX_MESSAGE_BYTES: usize = 32 << 20;
+
+/// What is published: the newest snapshot, once there is one.
+pub type Published = watch::Receiver<Option<Arc<Snapshot>>>;
+
+/// Who is told of what happens.
+pub type OnReport = Arc<dyn Fn(Report) + Send + Sync>;
+
+/// Serves the newest snapshot to every agent.
+pub struct Serve {
+    published: Published,
+    agents: Arc<Agents>,
+    on_report: OnReport,
+}
+
+impl Serve {
+    /// The service, ready for a server.
+    pub fn service(published: Published, agents: Arc<Agents>, on_report: OnReport) -> SwitchyardServer<Self> {
+        SwitchyardServer::new(Self { published, agents, on_report }).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+}
+
+#[tonic::async_trait]
+impl Switchyard for Serve {
+    type SubscribeStream = Pin<Box<dyn Stream<Item = Result<v1::Update, Status>> + Send>>;
+
+    async fn subscribe(
+        &self,
+        request: Request<Streaming<v1::AgentMessage>>,
+    ) -> Result<Response<Self::SubscribeStream>, Status> {
+        let (updates, receiver) = mpsc::channel(1);
+        let (published, agents, on_report) = (self.published.clone(), self.agents.clone(), self.on_report.clone());
+        tokio::spawn(async move {
+            let from_agent = request.into_inner();
+            if let Err(status) = converse(from_agent, &updates, published, &agents, &on_report).await {
+                tracing::debug!(%status, "an agent's stream has ended");
+                // The agent may be gone already.
+                let _ = updates.send(Err(status)).await;
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+/// The life of a stream. It ends well when either side goes.
+async fn converse(
+    mut from_agent: Streaming<v1::AgentMessage>,
+    updates: &mpsc::Sender<Result<v1::Update, Status>>,
+    mut published: Published,
+    agents: &Arc<Agents>,
+    on_report: &OnReport,
+) -> Result<(), Status> {
+    let first = tokio::time::timeout(HELLO_WITHIN, from_agent.message()).await;
+    let first = first.map_err(|_| Status::deadline_exceeded("no Hello came"))??;
+    let Some(Message::Hello(hello)) = first.and_then(|message| message.message) else {
+        return Err(Status::invalid_argument("the first message must be Hello"));
+    };
+    let agent = agents.connect(&hello)?;
+    let mut conversation = Conversation::new(hello)?;
+    loop {
+        let newest = published.borrow_and_update().clone();
+        if let Some(update) = newest.and_then(|newest| conversation.next(&newest)) {
+            agents.counters.updates_sent.inc();
+            agents.counters.resources_sent.inc_by(update.upserts.len() as u64);
+            if updates.send(Ok(update)).await.is_err() {
+                return Ok(());
+            }
+        }
+        tokio::select! {
+            message = from_agent.message() => match message? {
+                Some(message) => answer(conversation.take(message)?, &agent, on_report),
+                None => return Ok(()),
+            },
+            changed = published.changed() => if changed.is_err() {
+                return Ok(());
+            },
+            () = updates.closed() => return Ok(()),
+        }
+    }
+}
+
+/// Notes down what an agent has answered, and tells of it.
+fn answer(answer: Answer, agent: &Connected, on_report: &OnReport) {
+    match answer {
+        Answer::Acked { revision, sent } => agent.acked(revision, &sent),
+        Answer::Rejected { revision, sent, errors } => {
+            for (key, message) in &errors {
+                let (node, key) = (agent.node().to_owned(), key.to_string());
+                on_report(Report::Rejected { node, key, message: message.clone() });
+            }
+            agent.rejected(revision, &sent, errors);
+        }
+        Answer::Nothing => return,
+    }
+    let (revision, agents, total) = agent.in_force();
+    on_report(Report::InForce { revision, agents, total });
+}
+
+/// What has been said on one stream, as a state machine.
+#[derive(Debug, Default)]
+pub struct Conversation {
+    held: Held,
+    /// The last revision that was sent.
+    sent: Option<u64>,
+    /// The update that has not been answered yet: its revision, and what it was about.
+    under_way: Option<(u64, Vec<Key>)>,
+}
+
+/// What a message from an agent means.
+#[derive(Debug, PartialEq)]
+pub enum Answer {
+    /// All of the update is in force there.
+    Acked {
+        /// Its revision.
+        revision: u64,
+        /// What it was about.
+        sent: Vec<Key>,
+    },
+    /// All of it is in force but these.
+    Rejected {
+        /// Its revision.
+        revision: u64,
+        /// What it was about.
+        sent: Vec<Key>,
+        /// What could not be used, and why.
+        errors: Vec<(Key, String)>,
+    },
+    /// Nothing that changes anything here.
+    Nothing,
+}
+
+impl Conversation {
+    /// Begins with what the agent holds.
+    ///
+    /// # Errors
+    /// When the agent names something that is no resource.
+    pub fn new(hello: v1::Hello) -> Result<Self, Status> {
+        let held = hello.held.into_iter().map(|held| {
+            let key = held.key.and_then(Key::from_wire);
+            key.map(|key| (key, held.version)).ok_or_else(|| Status::invalid_argument("Hello names no resource"))
+        });
+        Ok(Self { held: held.collect::<Result<_, _>>()?, ..Self::default() })
+    }
+
+    /// The update to send now: none while one is under way or the agent has the newest. The first may be empty, so that
+    /// the agent's answer tells what is in force there.
+    pub fn next(&mut self, newest: &Snapshot) -> Option<v1::Update> {
+        if self.under_way.is_some() || self.sent == Some(newest.revision()) {
+            return None;
+        }
+        let update = newest.delta(&self.held);
+        let upserts = update.upserts.iter().filter_map(|resource| resource.key.clone());
+        let about = upserts.chain(update.removals.iter().cloned()).filter_map(Key::from_wire).collect();
+        // Also of what the agent may reject: the same again would be rejected again.
+        self.held = newest.held();
+        self.sent = Some(update.revision);
+        self.under_way = Some((update.revision, about));
+        Some(update)
+    }
+
+    /// Takes a message from the agent in.
+    ///
+    /// # Errors
+    /// When the message makes no sense here; the stream ends.
+    pub fn take(&mut self, message: v1::AgentMessage) -> Result<Answer, Status> {
+        match message.message {
+            Some(Message::Ack(ack)) => {
+                let sent = self.finish(ack.revision)?;
+                Ok(Answer::Acked { revision: ack.revision, sent })
+            }
+            Some(Message::Reject(reject)) => {
+                let sent = self.finish(reject.revision)?;
+                let named = |error: v1::ResourceError| Some((Key::from_wire(error.key?)?, error.message));
+                let errors = reject.errors.into_iter().map(named).collect::<Option<Vec<_>>>();
+                let errors = errors.ok_or_else(|| Status::invalid_argument("Reject names no resource"))?;
+                Ok(Answer::Rejected { revision: reject.revision, sent, errors })
+            }
+            // Nobody asks for circuits here yet.
+            Some(Message::Report(_)) => Ok(Answer::Nothing),
+            Some(Message::Hello(_)) => Err(Status::invalid_argument("a second Hello")),
+            None => Err(Status::invalid_argument("a message of no known kind")),
+        }
+    }
+
+    fn finish(&mut self, revision: u64) -> Result<Vec<Key>, Status> {
+        match self.under_way.take() {
+            Some((sent, about)) if sent == revision => Ok(about),
+            _ => Err(Status::invalid_argument(format!("an answer to revision {revision}, which is not under way"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,196 @@
+//! Looks at a folder on disk: which files are there, which have changed since the look before, and what they hold.
+//!
+//! A look costs one `stat` for each file; only what has changed is read. Symbolic links are followed, so a mounted
+//! ConfigMap reads like a folder; names that begin with a dot are passed over, `..data` of a ConfigMap with them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, Metadata};
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use crate::source::directory::folder::Look;
+use crate::source::manifest::MAX_FILE_BYTES;
+
+/// More files than this are not a folder of manifests but a mistake, such as `/`; the folder counts as unreadable.
+pub const MAX_FILES: usize = 20_000;
+
+/// Folders inside one another; more is a loop of symbolic links.
+const MAX_DEPTH: usize = 32;
+
+/// A file that changed less than this before it was read may change again without its time moving: it is read once more.
+const GRAIN: Duration = Duration::from_millis(100);
+
+/// A folder on disk, and what was last seen there.
+#[derive(Debug)]
+pub struct Disk {
+    root: PathBuf,
+    seen: BTreeMap<PathBuf, Seen>,
+}
+
+/// What stands at a path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Seen {
+    File(Stamp),
+    /// Something that cannot be read; why.
+    Broken(String),
+}
+
+/// What tells that a file has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    length: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+    /// It was read so soon after it changed that another change may not show.
+    is_fresh: bool,
+}
+
+impl Stamp {
+    fn of(meta: &Metadata) -> Self {
+        Self {
+            device: meta.dev(),
+            inode: meta.ino(),
+            length: meta.len(),
+            modified: (meta.mtime(), meta.mtime_nsec()),
+            changed: (meta.ctime(), meta.ctime_nsec()),
+            is_fresh: false,
+        }
+    }
+
+    fn read_at(mut self, modified: io::Result<SystemTime>, now: SystemTime) -> Self {
+        self.is_fresh = modified.is_ok_and(|modified| now.duration_since(modified).is_ok_and(|age| age < GRAIN));
+        self
+    }
+}
+
+impl Disk {
+    /// Nothing seen yet.
+    pub fn new(root: &Path) -> Self {
+        Self { root: root.to_owned(), seen: BTreeMap::new() }
+    }
+
+    /// Which folder stands at the root now; `None` when there is none.
+    pub fn identity(&self) -> Option<(u64, u64)> {
+        fs::metadata(&self.root).ok().map(|meta| (meta.dev(), meta.ino()))
+    }
+
+    /// Whether some file must be read again soon, because it changed while it was read.
+    pub fn is_unsure(&self) -> bool {
+        self.seen.values().any(|seen| matches!(seen, Seen::File(stamp) if stamp.is_fresh))
+    }
+
+    /// What is there now, as a difference to the look before.
+    pub fn look(&mut self) -> Look {
+        let mut found = BTreeMap::new();
+        if let Err(why) = walk(&self.root, 0, &mut found) {
+            return Look::Gone(why);
+        }
+        let missing: Vec<_> = self.seen.keys().filter(|path| !found.contains_key(*path)).cloned().collect();
+        let mut gone = BTreeSet::new();
+        for path in missing {
+            // Nothing is known about what stands below a folder that cannot be read.
+            let is_hidden = path.ancestors().skip(1).any(|above| matches!(found.get(above), Some(Seen::Broken(_))));
+            match self.seen.get(&path) {
+                Some(seen) if is_hidden => {
+                    found.insert(path, seen.clone());
+                }
+                _ => {
+                    gone.insert(path);
+                }
+            }
+        }
+        let mut changed = BTreeMap::new();
+        for (path, seen) in &mut found {
+            if self.seen.get(path) == Some(seen) {
+                continue;
+            }
+            let text = match seen {
+                Seen::Broken(why) => Err(why.clone()),
+                Seen::File(stamp) => {
+                    let modified = fs::metadata(path).and_then(|meta| meta.modified());
+                    *stamp = stamp.read_at(modified, SystemTime::now());
+                    read(path)
+                }
+            };
+            changed.insert(path.clone(), text);
+        }
+        self.seen = found;
+        Look::Changes { changed, gone }
+    }
+}
+
+/// Collects what could be manifests in a folder and below it. An error is about this very folder.
+fn walk(folder: &Path, depth: usize, found: &mut BTreeMap<PathBuf, Seen>) -> Result<(), String> {
+    if depth > MAX_DEPTH {
+        return Err(format!(
+            "more than {MAX_DEPTH} folders are inside one another; is there a loop of symbolic links?"
+        ));
+    }
+    let entries = fs::read_dir(folder).map_err(|error| format!("the folder cannot be read: {error}"))?;
+    for entry in entries {
+        let path = entry.map_err(|error| format!("the folder cannot be read: {error}"))?.path();
+        if path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b".")) {
+            continue;
+        }
+        match fs::metadata(&path) {
+            Ok(meta) if meta.is_dir() => {
+                if let Err(why) = walk(&path, depth + 1, found) {
+                    found.insert(path, Seen::Broken(why));
+                }
+            }
+            _ if !is_manifest(&path) => {}
+            Ok(meta) if meta.is_file() => {
+                found.insert(path, Seen::File(Stamp::of(&meta)));
+            }
+            Ok(_) => {
+                found.insert(path, Seen::Broken("this is not a file".to_owned()));
+            }
+            // It was there a moment ago: it is gone, unless it is a link to nothing.
+            Err(_) if fs::symlink_metadata(&path).is_err() => {}
+            Err(error) => {
+                let target = fs::read_link(&path).map(|target| format!(" (a link to {})", target.display()));
+                let why = format!("the file cannot be read{}: {error}", target.unwrap_or_default());
+                found.insert(path, Seen::Broken(why));
+            }
+        }
+        if found.len() > MAX_FILES {
+            return Err(format!("there are more than {MAX_FILES} files in the folder"));
+        }
+    }
+    Ok(())
+}
+
+fn is_manifest(path: &Path) -> bool {
+    path.extension().and_then(|extension| extension.to_str()).is_some_and(|e| matches!(e, "yaml" | "yml" | "json"))
+}
+
+/// The text of a file, or why there is none. Reads no more than [`MAX_FILE_BYTES`] of it.
+pub fn read(path: &Path) -> Result<String, String> {
+    let failed = |error: io::Error| format!("the file cannot be read: {error}");
+    let file = fs::File::open(path).map_err(failed)?;
+    let length = file.metadata().map_err(failed)?.len();
+    text(file, length)
+}
+
+/// The text that a reader gives, which is said to be so long.
+pub fn text(from: impl Read, length: u64) -> Result<String, String> {
+    let limit = MAX_FILE_BYTES;
+    let too_long = || format!("the file is too long: {} MiB is the most that is read", limit >> 20);
+    if length > limit {
+        return Err(too_long());
+    }
+    let mut bytes = Vec::new();
+    from.take(limit + 1).read_to_end(&mut bytes).map_err(|error| format!("the file cannot be read: {error}"))?;
+    if bytes.len() as u64 > limit {
+        return Err(too_long());
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let line =
+            error.as_bytes().iter().take(error.utf8_error().valid_up_to()).filter(|byte| **byte == b'\n').count();
+        format!("the file is not UTF-8 text: line {} has a byte that does not belong there", line + 1)
+    })
+}

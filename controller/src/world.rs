@@ -1,0 +1,277 @@
+//! What exists now: the objects by key, and who has to do with whom. It has no opinions; [`crate::compile`] derives all
+//! that is decided from it.
+//!
+//! Invariants: the links are those of the objects held and of no others (rebuilt with each change of an object); a
+//! change dirties exactly the Services whose compiled form could differ for it; telling the same object again dirties
+//! nothing (`a_change_dirties_every_service_that_it_alters`, in `compile.rs`).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use switchyard_crds::{CircuitPolicy, RetryPolicy, RouteRule};
+
+use crate::object::{EndpointSlice, Kind, Namespace, Object, ObjectKey, Pod, Service, ServiceKey};
+use crate::source::Event;
+
+/// Which addresses serve a Service, and what is known of them.
+pub mod instances;
+
+/// All objects that exist.
+#[derive(Clone, Debug, Default)]
+pub struct World {
+    objects: BTreeMap<ObjectKey, Object>,
+    links: BTreeMap<Link, BTreeSet<ObjectKey>>,
+}
+
+/// What an object has to do with another, as that other can look it up.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Link {
+    /// A rule for this Service's requests.
+    Rule(ServiceKey),
+    /// A rule that sends requests to this Service.
+    Destination(ServiceKey),
+    /// A policy that targets this Service.
+    Policy(ServiceKey),
+    /// A rule that names this RetryPolicy.
+    NamesRetryPolicy(ObjectKey),
+    /// An EndpointSlice of this Service.
+    Slice(ServiceKey),
+    /// An EndpointSlice with an endpoint on this Pod.
+    SliceOnPod(ObjectKey),
+}
+
+impl World {
+    /// Takes in what a source tells; the Services that must be compiled again.
+    pub fn apply(&mut self, event: &Event) -> BTreeSet<ServiceKey> {
+        match event {
+            Event::Applied(object) => self.replace(&object.key(), Some(object)),
+            Event::Deleted(key) => self.replace(key, None),
+            Event::Findings { .. } | Event::Synced => BTreeSet::new(),
+        }
+    }
+
+    fn replace(&mut self, key: &ObjectKey, new: Option<&Object>) -> BTreeSet<ServiceKey> {
+        let old = self.objects.get(key).cloned();
+        if old.as_ref() == new {
+            return BTreeSet::new();
+        }
+        let mut dirty = old.as_ref().map(|old| self.touched_by(old)).unwrap_or_default();
+        for link in old.as_ref().map(links).unwrap_or_default() {
+            if let Some(keys) = self.links.get_mut(&link) {
+                keys.remove(key);
+                if keys.is_empty() {
+                    self.links.remove(&link);
+                }
+            }
+        }
+        self.objects.remove(key);
+        if let Some(new) = new {
+            for link in links(new) {
+                self.links.entry(link).or_default().insert(key.clone());
+            }
+            self.objects.insert(key.clone(), new.clone());
+            dirty.extend(self.touched_by(new));
+        }
+        dirty
+    }
+
+    /// The Services whose compiled form depends on this object.
+    fn touched_by(&self, object: &Object) -> BTreeSet<ServiceKey> {
+        match object {
+            // Its labels matter to `check` alone, which compiles everything anyway.
+            Object::Namespace(_) => BTreeSet::new(),
+            Object::Service(service) => self.with_senders(service.key()),
+            Object::EndpointSlice(slice) => slice.service_key().map(|key| self.with_senders(key)).unwrap_or_default(),
+            Object::Pod(_) => self
+                .linked(Link::SliceOnPod(object.key()))
+                .filter_map(|slice| self.slice(slice)?.service_key())
+                .flat_map(|service| self.with_senders(service))
+                .collect(),
+            // Its destinations too: which labels of their instances are asked for may change.
+            Object::RouteRule(rule) => destinations(rule).chain([rule_service(rule)]).collect(),
+            Object::CircuitPolicy(policy) => targets(&policy.metadata.namespace, &policy.spec.target_refs).collect(),
+            Object::RetryPolicy(policy) => self
+                .linked(Link::NamesRetryPolicy(object.key()))
+                .filter_map(|key| self.route_rule(key).map(rule_service))
+                .chain(targets(&policy.metadata.namespace, &policy.spec.target_refs))
+                .collect(),
+        }
+    }
+
+    /// The Service, and those whose rules send requests to it.
+    fn with_senders(&self, service: ServiceKey) -> BTreeSet<ServiceKey> {
+        let rules = self.rules_to(&service).map(rule_service).collect::<BTreeSet<_>>();
+        rules.into_iter().chain([service]).collect()
+    }
+
+    fn linked(&self, link: Link) -> impl Iterator<Item = &ObjectKey> {
+        self.links.get(&link).into_iter().flatten()
+    }
+
+    /// How many objects there are.
+    pub fn len(&self) -> usize {
+        self.objects.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.objects.is_empty()
+    }
+
+    /// The Service of this name.
+    pub fn service(&self, key: &ServiceKey) -> Option<&Service> {
+        let key = ObjectKey { kind: Kind::Service, namespace: key.namespace.clone(), name: key.name.clone() };
+        match self.objects.get(&key)? {
+            Object::Service(service) => Some(service),
+            _ => None,
+        }
+    }
+
+    /// The Namespace of this name.
+    pub fn namespace(&self, name: &str) -> Option<&Namespace> {
+        let key = ObjectKey { kind: Kind::Namespace, namespace: String::new(), name: name.to_owned() };
+        match self.objects.get(&key)? {
+            Object::Namespace(namespace) => Some(namespace),
+            _ => None,
+        }
+    }
+
+    /// The RetryPolicy of this name.
+    pub fn retry_policy(&self, namespace: &str, name: &str) -> Option<&RetryPolicy> {
+        let (namespace, name) = (namespace.to_owned(), name.to_owned());
+        match self.objects.get(&ObjectKey { kind: Kind::RetryPolicy, namespace, name })? {
+            Object::RetryPolicy(policy) => Some(policy),
+            _ => None,
+        }
+    }
+
+    /// Every Service that exists, and every one that some rule or policy is for.
+    pub fn services(&self) -> BTreeSet<ServiceKey> {
+        let named = self.links.keys().filter_map(|link| match link {
+            Link::Rule(key) | Link::Policy(key) => Some(key.clone()),
+            _ => None,
+        });
+        let existing = self.objects.values().filter_map(|object| match object {
+            Object::Service(service) => Some(service.key()),
+            _ => None,
+        });
+        existing.chain(named).collect()
+    }
+
+    /// The rules for requests to this Service, by name. Rules of other namespaces (consumer rules) are among them.
+    pub fn rules_of<'a>(&'a self, service: &ServiceKey) -> impl Iterator<Item = &'a RouteRule> + use<'a> {
+        self.linked(Link::Rule(service.clone())).filter_map(|key| self.route_rule(key))
+    }
+
+    /// The rules that send requests to this Service, whatever Service they are for.
+    pub fn rules_to<'a>(&'a self, service: &ServiceKey) -> impl Iterator<Item = &'a RouteRule> + use<'a> {
+        self.linked(Link::Destination(service.clone())).filter_map(|key| self.route_rule(key))
+    }
+
+    /// The circuit policies that target this Service or a part of it.
+    pub fn circuit_policies_of<'a>(
+        &'a self,
+        service: &ServiceKey,
+    ) -> impl Iterator<Item = &'a CircuitPolicy> + use<'a> {
+        self.linked(Link::Policy(service.clone())).filter_map(|key| match self.objects.get(key) {
+            Some(Object::CircuitPolicy(policy)) => Some(policy.as_ref()),
+            _ => None,
+        })
+    }
+
+    /// The retry policies that target this Service or a part of it.
+    pub fn retry_policies_of<'a>(&'a self, service: &ServiceKey) -> impl Iterator<Item = &'a RetryPolicy> + use<'a> {
+        self.linked(Link::Policy(service.clone())).filter_map(|key| match self.objects.get(key) {
+            Some(Object::RetryPolicy(policy)) => Some(policy.as_ref()),
+            _ => None,
+        })
+    }
+
+    /// The parts of this Service's endpoints.
+    pub fn slices_of<'a>(&'a self, service: &ServiceKey) -> impl Iterator<Item = &'a EndpointSlice> + use<'a> {
+        self.linked(Link::Slice(service.clone())).filter_map(|key| self.slice(key))
+    }
+
+    /// The Pod of this name.
+    pub fn pod(&self, namespace: &str, name: &str) -> Option<&Pod> {
+        match self.objects.get(&pod_key(namespace, name))? {
+            Object::Pod(pod) => Some(pod),
+            _ => None,
+        }
+    }
+
+    fn slice(&self, key: &ObjectKey) -> Option<&EndpointSlice> {
+        match self.objects.get(key)? {
+            Object::EndpointSlice(slice) => Some(slice),
+            _ => None,
+        }
+    }
+
+    fn route_rule(&self, key: &ObjectKey) -> Option<&RouteRule> {
+        match self.objects.get(key)? {
+            Object::RouteRule(rule) => Some(rule),
+            _ => None,
+        }
+    }
+}
+
+/// The Service whose requests a rule is for.
+pub fn rule_service(rule: &RouteRule) -> ServiceKey {
+    let own = rule.metadata.namespace.as_deref().unwrap_or_default();
+    ServiceKey {
+        namespace: rule.spec.service_namespace.as_deref().unwrap_or(own).to_owned(),
+        name: rule.spec.service.clone(),
+    }
+}
+
+/// Whether a rule is for callers of its own namespace only, to a Service of another.
+pub fn is_consumer_rule(rule: &RouteRule) -> bool {
+    rule.metadata.namespace != Some(rule_service(rule).namespace)
+}
+
+/// The Service that a destination of this rule names.
+pub fn destination_service(rule: &RouteRule, to: &switchyard_crds::route_rule::Destination) -> ServiceKey {
+    let own = rule.metadata.namespace.as_deref().unwrap_or_default();
+    ServiceKey { namespace: to.namespace.as_deref().unwrap_or(own).to_owned(), name: to.service.clone() }
+}
+
+fn destinations(rule: &RouteRule) -> impl Iterator<Item = ServiceKey> {
+    rule.spec.destinations.iter().map(|to| destination_service(rule, to))
+}
+
+fn targets(
+    namespace: &Option<String>,
+    refs: &[switchyard_crds::target::TargetRef],
+) -> impl Iterator<Item = ServiceKey> {
+    let namespace = namespace.clone().unwrap_or_default();
+    refs.iter().map(move |target| ServiceKey { namespace: namespace.clone(), name: target.name.clone() })
+}
+
+fn pod_key(namespace: &str, name: &str) -> ObjectKey {
+    ObjectKey { kind: Kind::Pod, namespace: namespace.to_owned(), name: name.to_owned() }
+}
+
+/// All that an object has to do with others.
+fn links(object: &Object) -> BTreeSet<Link> {
+    match object {
+        Object::Namespace(_) | Object::Service(_) | Object::Pod(_) => BTreeSet::new(),
+        Object::EndpointSlice(slice) => {
+            let pods = slice.endpoints.iter().filter_map(|endpoint| endpoint.pod.as_deref());
+            let pods = pods.map(|pod| Link::SliceOnPod(pod_key(&slice.namespace, pod)));
+            pods.chain(slice.service_key().map(Link::Slice)).collect()
+        }
+        Object::RouteRule(rule) => {
+            let named = rule.spec.retry_policy.as_ref().map(|name| {
+                let namespace = rule.metadata.namespace.clone().unwrap_or_default();
+                Link::NamesRetryPolicy(ObjectKey { kind: Kind::RetryPolicy, namespace, name: name.clone() })
+            });
+            let to = destinations(rule).map(Link::Destination);
+            to.chain(named).chain([Link::Rule(rule_service(rule))]).collect()
+        }
+        Object::CircuitPolicy(policy) => {
+            targets(&policy.metadata.namespace, &policy.spec.target_refs).map(Link::Policy).collect()
+        }
+        Object::RetryPolicy(policy) => {
+            targets(&policy.metadata.namespace, &policy.spec.target_refs).map(Link::Policy).collect()
+        }
+    }
+}
