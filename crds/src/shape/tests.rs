@@ -128,7 +128,7 @@ fn null_is_as_good_as_absent_but_not_in_a_list() {
         "RetryPolicy",
         json!({"methods": [null, "get"]}),
         expect![[r#"
-            Error spec.methods[0]: is empty, must be a method in upper case, such as GET
+            Error spec.methods[0]: is empty, must be text
             Error spec.methods[1]: "get" is not a method in upper case, such as GET
         "#]],
     );

@@ -77,8 +77,11 @@ pub(super) fn wrong_type(schema: &Value, wanted: &str, value: &Value) -> String 
         "array" => "a list".to_owned(),
         "object" => "a mapping".to_owned(),
         _ => match schema["pattern"].as_str() {
-            Some(pattern) => of_pattern(pattern),
-            None => "text".to_owned(),
+            // What is spelt in one of few ways is told at once; of a name, being text is news enough.
+            Some(spelt @ (Duration::PATTERN | Percent::PATTERN | Size::PATTERN | conditions::PATTERN)) => {
+                of_pattern(spelt)
+            }
+            _ => "text".to_owned(),
         },
     };
     let how = match (wanted, value) {

@@ -1,0 +1,154 @@
+//! Reads YAML (and so JSON) into a tree that remembers where everything stood.
+//!
+//! Scalars mean what they mean to `kubectl`: `yes` and `on` are booleans, `010` is eight. A file of another reader's
+//! dialect would pass a check here and mean something else in a cluster.
+//!
+//! Bounds hold whatever a file says: [`MAX_NODES`] after aliases are put in (a few lines of aliases to aliases can stand
+//! for billions), [`MAX_DEPTH`] levels. What makes a file unreadable is [`Broken`], of the file as a whole; what is wrong
+//! inside a document that can be read on is a [`Problem`] of that document.
+
+use saphyr_parser::Parser;
+use serde_json::Number;
+use switchyard_crds::Severity;
+
+/// Builds the tree from the parser's events.
+mod build;
+/// Finds the place of a field.
+mod places;
+/// What a plain scalar means.
+mod scalar;
+
+/// Values in one file, each alias counted as often as it is used. A Service with 100,000 endpoints has fewer.
+pub const MAX_NODES: usize = 1_000_000;
+/// Levels of nesting. The deepest Kubernetes objects have fewer than 30.
+pub const MAX_DEPTH: usize = 64;
+
+/// A part of one line. Lines and columns count from 1, columns and lengths count characters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Span {
+    /// The line.
+    pub line: usize,
+    /// The column.
+    pub column: usize,
+    /// How many characters; 0 where nothing is written, as after `key:`.
+    pub length: usize,
+}
+
+/// A value and where it stands.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    /// What it is.
+    pub value: Value,
+    /// A scalar's own text; a collection's, if it is on one line; else its first entry.
+    pub span: Span,
+}
+
+/// A value.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    /// Nothing, or `null`.
+    Null,
+    /// `true` or `false`.
+    Bool(bool),
+    /// A number that JSON can hold.
+    Number(Number),
+    /// Text.
+    Text(String),
+    /// A list.
+    List(Vec<Node>),
+    /// A mapping; no key is there twice.
+    Map(Vec<Entry>),
+}
+
+/// An entry of a mapping.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    /// Its key.
+    pub key: String,
+    /// Where the key stands.
+    pub span: Span,
+    /// Its value.
+    pub node: Node,
+}
+
+/// One document of a file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Document {
+    /// Its content.
+    pub root: Node,
+    /// What is wrong with it as YAML.
+    pub problems: Vec<Problem>,
+}
+
+/// Something wrong inside a document that could be read on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Whether the document can be used in spite of it.
+    pub severity: Severity,
+    /// Where.
+    pub span: Span,
+    /// What, as a lower-case fragment.
+    pub message: String,
+}
+
+/// Why a file could not be read to its end.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("line {}, column {}: {message}", span.line, span.column)]
+pub struct Broken {
+    /// Where reading ended.
+    pub span: Span,
+    /// Why, as a lower-case fragment.
+    pub message: String,
+}
+
+/// The documents of a file.
+pub fn documents(text: &str) -> Result<Vec<Document>, Broken> {
+    let mut parser = Parser::new_from_str(text.strip_prefix('\u{feff}').unwrap_or(text));
+    let mut builder = build::Builder::default();
+    while let Some(step) = parser.next_event() {
+        let (event, span) = step.map_err(|error| Broken {
+            span: Span { line: error.marker().line().max(1), column: error.marker().col() + 1, length: 1 },
+            message: format!("this is not YAML: {}", error.info()),
+        })?;
+        builder.take(event, span)?;
+    }
+    Ok(builder.documents)
+}
+
+impl Node {
+    /// The value of a key, if this is a mapping that has it.
+    pub fn get(&self, key: &str) -> Option<&Node> {
+        self.entry(key).map(|entry| &entry.node)
+    }
+
+    /// The text, if this is text.
+    pub fn text(&self) -> Option<&str> {
+        match &self.value {
+            Value::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The same value without places.
+    pub fn to_json(&self) -> serde_json::Value {
+        match &self.value {
+            Value::Null => serde_json::Value::Null,
+            Value::Bool(bool) => (*bool).into(),
+            Value::Number(number) => number.clone().into(),
+            Value::Text(text) => text.as_str().into(),
+            Value::List(items) => items.iter().map(Self::to_json).collect(),
+            Value::Map(entries) => entries.iter().map(|entry| (entry.key.clone(), entry.node.to_json())).collect(),
+        }
+    }
+
+    fn entry(&self, key: &str) -> Option<&Entry> {
+        match &self.value {
+            Value::Map(entries) => entries.iter().find(|entry| entry.key == key),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests;
