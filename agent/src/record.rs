@@ -77,7 +77,7 @@ impl Drop for Exchange {
         }
         if let Some(at) = self.at {
             let took = now.saturating_duration_since(self.start);
-            self.table.destination(at).series.count(worker, self.status, took);
+            self.table.instance(at).series.count(worker, self.status, took);
         }
     }
 }

@@ -106,7 +106,8 @@ mod tests {
     use crate::resources::tests_support::{instances, routes};
 
     fn some() -> Resources {
-        let mut resources = Resources { revision: 7, ..Resources::default() };
+        let mut resources = Resources::default();
+        resources.revision = 7;
         resources.put(routes("shop", "a"));
         resources.put(instances("shop", "a", &[("127.0.0.1", 9000, "v1")]));
         resources

@@ -1,1 +1,56 @@
-fn main() {}
+//! The command `switchyard`; kubectl finds it as `kubectl-switchyard`.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Offline validation.
+mod check;
+/// A tour.
+mod demo;
+/// Why a request goes where it goes.
+mod explain;
+/// Controller and agent in one process.
+mod run;
+/// A small service to try things with.
+mod sample;
+
+/// Routing, circuit breaking and retries as three small resources.
+///
+/// Start with `switchyard demo`, which shows a canary, a circuit and retries at work within a minute; then `switchyard run`
+/// with manifests of your own.
+#[derive(Parser, Debug)]
+#[command(name = "switchyard", version, propagate_version = true)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Run controller and agent in one process on a folder of manifests, with no cluster.
+    Run(run::Run),
+    /// Watch a canary, a circuit breaker and retries at work, with sample services and a load.
+    Demo(demo::Demo),
+    /// Say what is wrong with manifests, without running anything.
+    Check(check::Check),
+    /// Say which rule a request would meet, why the others do not match, and where it would go.
+    Explain(explain::Explain),
+    /// Run a small HTTP service to try things with.
+    Sample(sample::Sample),
+}
+
+fn main() -> ExitCode {
+    let done = match Args::parse().command {
+        Command::Run(run) => run::run(&run),
+        Command::Demo(demo) => demo::run(&demo),
+        Command::Check(check) => check::run(&check),
+        Command::Explain(explain) => explain::run(&explain),
+        Command::Sample(sample) => sample::run(&sample),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        // 2 is "could not look" of `check` and `explain`, and as good as any for the others.
+        ExitCode::from(2)
+    })
+}

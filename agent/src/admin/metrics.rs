@@ -170,6 +170,6 @@ impl Collector {
 
 /// Bounds in seconds with how many fell between each and the one before.
 fn buckets(latency: &Latency) -> Vec<(f64, u64)> {
-    let bounds = BOUNDS_MICROS.iter().map(|micros| *micros as f64 / 1e6).chain([f64::MAX]);
+    let bounds = BOUNDS_MICROS.iter().map(|micros| *micros as f64 / 1e6).chain([f64::INFINITY]);
     bounds.zip(latency.buckets).collect()
 }

@@ -27,6 +27,9 @@ pub(super) fn fingerprint(resources: &Resources, key: &ServiceKey) -> Vec<String
     versions.collect()
 }
 
+/// What metrics call the rule when none matches; a rule's own name has a slash.
+const DEFAULT_RULE: &str = "default";
+
 /// Builds the entry of one Service.
 pub(super) fn service(resources: &Resources, key: &ServiceKey, fingerprint: Vec<String>, runtime: &Runtime) -> Service {
     let nothing = v1::ServiceRoutes::default();
@@ -113,9 +116,8 @@ impl Builder<'_> {
             .find(|(policy, _)| covers(policy.target.as_ref(), selector))
             .filter(|(_, settings)| settings.whole_destination)
             .map(|(_, settings)| self.circuit(&target, describe(selector).as_str(), settings));
-        let ports = self.ports.iter().map(|port| self.instances(&target, wire, selector, *port, &policies)).collect();
+        let ports = self.ports.iter().map(|port| self.instances(&rule.name, wire, *port, &policies)).collect();
         Destination {
-            series: self.runtime.series(&self.key.to_string(), &rule.name, &label, &selector.version),
             service: label,
             version: selector.version.as_str().into(),
             weight: wire.weight,
@@ -127,12 +129,15 @@ impl Builder<'_> {
 
     fn instances(
         &self,
-        target: &ServiceKey,
+        rule: &str,
         wire: &v1::Destination,
-        selector: &v1::Selector,
         asked: Port,
         policies: &[(&v1::CircuitPolicy, &Arc<CircuitSettings>)],
     ) -> PortInstances {
+        let target = &destination_key(wire);
+        let nothing = v1::Selector::default();
+        let selector = wire.selector.as_ref().unwrap_or(&nothing);
+        let rule = if rule.is_empty() { DEFAULT_RULE } else { rule };
         let Some(instances) = self.resources.instances(&resource_key(v1::Kind::Instances, target)) else {
             return PortInstances::default();
         };
@@ -160,6 +165,7 @@ impl Builder<'_> {
                     name: instance.name.as_str().into(),
                     circuit,
                     load: self.runtime.load(target, address),
+                    series: self.runtime.series(&self.key.to_string(), rule, &target.to_string(), &instance.version),
                 }))
             })
             .collect();

@@ -25,8 +25,6 @@ pub struct Destination {
     pub circuit: Option<Circuit>,
     /// When calls to it are tried again.
     pub retry: Option<Arc<RetrySettings>>,
-    /// Its counters.
-    pub series: Arc<Series>,
 }
 
 /// Instances that can take a request which came for one port.
@@ -51,6 +49,8 @@ pub struct Instance {
     pub circuit: Option<Circuit>,
     /// How busy and how quick it is.
     pub load: Arc<Load>,
+    /// Where its requests are counted: by rule and version, not by instance.
+    pub series: Arc<Series>,
 }
 
 /// A circuit and the policy that governs it.
