@@ -144,3 +144,6 @@ pub(crate) fn warning(
 pub(crate) fn warning_for(key: &ObjectKey, reason: Reason, field: &str, message: String) -> Finding {
     Finding::warning(reason, field, message).about(&key.object_name())
 }
+
+#[cfg(test)]
+mod tests;

@@ -29,4 +29,8 @@ pub mod console;
 /// Reads manifests once.
 pub mod load;
 
+/// Objects for tests.
+#[cfg(test)]
+mod samples;
+
 pub use load::{Loaded, load};

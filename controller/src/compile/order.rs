@@ -100,3 +100,6 @@ impl<'a> Age<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

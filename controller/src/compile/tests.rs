@@ -1,0 +1,202 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::collections::BTreeMap;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use prost::Message as _;
+
+use super::*;
+use crate::samples::{event, key, object, objects, world};
+
+fn encoded(compiled: &Compiled) -> (Vec<u8>, Vec<u8>) {
+    (compiled.routes.encode_to_vec(), compiled.instances.encode_to_vec())
+}
+
+proptest! {
+    #[test]
+    fn the_order_in_which_objects_come_leaves_no_trace(
+        objects in vec(object(), 0..24),
+        seed in any::<u64>(),
+    ) {
+        let by_key: BTreeMap<_, _> = objects.into_iter().map(|object| (object.key(), object)).collect();
+        let in_order: Vec<_> = by_key.into_values().collect();
+        let mut shuffled = in_order.clone();
+        // A shuffle that the seed decides: by a hash of the position.
+        shuffled.sort_by_cached_key(|object| {
+            use std::hash::{Hash as _, Hasher as _};
+            let mut hasher = std::hash::DefaultHasher::new();
+            (seed, object.key()).hash(&mut hasher);
+            hasher.finish()
+        });
+        let (one, other) = (world(&in_order), world(&shuffled));
+        prop_assert_eq!(one.services(), other.services());
+        for key in one.services() {
+            let (one, other) = (service(&one, &key), service(&other, &key));
+            prop_assert_eq!(encoded(&one), encoded(&other));
+            prop_assert_eq!(one.findings, other.findings);
+        }
+    }
+
+    #[test]
+    fn a_change_dirties_every_service_that_it_alters(events in vec(event(), 1..24)) {
+        let mut world = World::default();
+        for event in events {
+            let keys = world.services();
+            let before: Vec<_> = keys.iter().map(|key| service(&world, key)).collect();
+            let dirty = world.apply(&event);
+            for (key, before) in keys.iter().zip(before) {
+                if !dirty.contains(key) {
+                    prop_assert_eq!(before, service(&world, key), "{} after {:?}", key, event);
+                }
+            }
+            for key in world.services().difference(&keys) {
+                prop_assert!(dirty.contains(key), "{} is new after {:?}", key, event);
+            }
+            prop_assert!(world.apply(&event).is_empty(), "the same again dirties nothing");
+        }
+    }
+}
+
+/// A Service of two versions, which the rules of a test are for.
+const SHOP: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: my-service, namespace: shop}
+spec: {ports: [{name: http, port: 80}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: one, namespace: shop, labels: {kubernetes.io/service-name: my-service, version: v1}}
+addressType: IPv4
+ports: [{name: http, port: 9001}]
+endpoints: [{addresses: [127.0.0.1]}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: two, namespace: shop, labels: {kubernetes.io/service-name: my-service, version: v2}}
+addressType: IPv4
+ports: [{name: http, port: 9002}]
+endpoints: [{addresses: [127.0.0.1]}]
+";
+
+fn compiled(rules: &str) -> Compiled {
+    service(&world(&objects(&format!("{SHOP}\n---\n{rules}"))), &key("shop", "my-service"))
+}
+
+#[test]
+fn a_rule_never_matches_more_than_it_says() {
+    let rules = "
+apiVersion: switchyard.dev/v1alpha1
+kind: RouteRule
+metadata: {name: by-cookie, namespace: shop}
+spec:
+  service: my-service
+  matches: [{cookies: [{name: cohort, value: b}]}]
+  destinations: [{service: my-service, version: v2}]
+---
+apiVersion: switchyard.dev/v1alpha1
+kind: RouteRule
+metadata: {name: by-cookie-or-path, namespace: shop}
+spec:
+  service: my-service
+  matches: [{cookies: [{name: cohort, value: b}]}, {path: {value: /beta}}]
+  destinations: [{service: my-service, version: v2}]
+---
+apiVersion: switchyard.dev/v1alpha1
+kind: RouteRule
+metadata: {name: of-a-consumer, namespace: web}
+spec:
+  service: my-service
+  serviceNamespace: shop
+  destinations: [{service: my-service, namespace: shop, version: v2}]
+";
+    let compiled = compiled(rules);
+    let names: Vec<_> = compiled.routes.rules.iter().map(|rule| rule.name.as_str()).collect();
+    assert_eq!(names, ["shop/by-cookie-or-path"]);
+    assert_eq!(compiled.routes.matches.len(), 1);
+    assert_eq!(compiled.routes.matches[0].position, 1);
+    assert_eq!(compiled.routes.matches[0].path.as_ref().unwrap().value, "/beta");
+}
+
+#[test]
+fn of_two_policies_for_one_target_the_oldest_holds() {
+    let policy = |name: &str, created: &str, target: &str| {
+        format!(
+            "
+apiVersion: switchyard.dev/v1alpha1
+kind: CircuitPolicy
+metadata: {{name: {name}, namespace: shop, creationTimestamp: {created}}}
+spec: {{targetRefs: [{{name: my-service{target}}}]}}
+---"
+        )
+    };
+    let policies = [
+        policy("younger", "2026-01-02T00:00:00Z", ""),
+        policy("older", "2026-01-01T00:00:00Z", ""),
+        policy("for-v2", "2026-01-03T00:00:00Z", ", version: v2"),
+    ];
+    let compiled = compiled(&policies.concat());
+    let names: Vec<_> = compiled.routes.circuits.iter().map(|policy| policy.name.as_str()).collect();
+    assert_eq!(names, ["shop/for-v2", "shop/older"]);
+    let conflicts: Vec<_> = compiled.findings.iter().filter(|f| f.reason == Reason::Conflicted).collect();
+    assert_eq!(conflicts.len(), 1, "{conflicts:#?}");
+    assert_eq!(conflicts[0].object.name, "younger");
+    assert_eq!(conflicts[0].others, ["shop/older"]);
+}
+
+#[test]
+fn of_two_rules_that_ask_the_same_the_younger_is_told() {
+    let rule = |name: &str, matches: &str| {
+        format!(
+            "
+apiVersion: switchyard.dev/v1alpha1
+kind: RouteRule
+metadata: {{name: {name}, namespace: shop}}
+spec: {{service: my-service, matches: [{matches}], destinations: [{{service: my-service}}]}}
+---"
+        )
+    };
+    let both = "{headers: [{name: a, value: '1'}, {name: b, value: '2'}], path: {value: /x/}}, {path: {value: /y}}";
+    let one = "{path: {value: /x}, headers: [{name: B, value: '2'}, {name: A, value: '1'}]}";
+    let rules = [rule("first", both), rule("second", one), rule("third", "{path: {value: /z}}")];
+    let compiled = compiled(&rules.concat());
+    let conflicts: Vec<_> = compiled.findings.iter().filter(|f| f.reason == Reason::Conflicted).collect();
+    assert_eq!(conflicts.len(), 1, "{conflicts:#?}");
+    assert_eq!(conflicts[0].object.name, "second");
+    assert_eq!(conflicts[0].others, ["shop/first"]);
+}
+
+#[test]
+fn instances_on_one_address_with_other_ports_are_several() {
+    let instances = compiled("").instances.instances;
+    let ports: Vec<_> = instances.iter().map(|i| (i.address.as_str(), i.ports[0].port, i.version.as_str())).collect();
+    assert_eq!(ports, [("127.0.0.1", 9001, "v1"), ("127.0.0.1", 9002, "v2")]);
+}
+
+#[test]
+fn an_endpoint_that_is_in_two_slices_is_one_instance() {
+    let slice = |name: &str, ready: bool| {
+        format!(
+            "
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: {name}, namespace: shop, labels: {{kubernetes.io/service-name: my-service}}}}
+addressType: IPv4
+ports: [{{name: http, port: 80}}]
+endpoints: [{{addresses: [10.0.0.1], conditions: {{ready: {ready}}}, targetRef: {{kind: Pod, name: p}}}}]
+---"
+        )
+    };
+    let pod = "
+apiVersion: v1
+kind: Pod
+metadata: {name: p, namespace: shop, labels: {version: old, app.kubernetes.io/version: v9, app: x}}
+";
+    let instances = compiled(&[&slice("three", false), &slice("four", true), pod].concat()).instances.instances;
+    let of_pod: Vec<_> = instances.iter().filter(|instance| instance.name == "p").collect();
+    assert_eq!(of_pod.len(), 1);
+    assert!(of_pod[0].ready);
+    assert_eq!(of_pod[0].version, "v9");
+    assert!(of_pod[0].labels.is_empty(), "nobody asks for labels");
+}
