@@ -35,6 +35,8 @@ const LONGEST: Duration = Duration::from_secs(58);
 /// What a shell calls a command that ctrl-c ended.
 const INTERRUPTED: u8 = 130;
 
+const NO_SIGNALS: &str = "cannot wait for signals";
+
 /// Shows a canary, a circuit and retries at work, within a minute
 ///
 /// Starts four sample services (two of version v1, two of v2), the proxy and a load of 200 requests a second, all in this
@@ -71,10 +73,17 @@ pub(crate) fn run(demo: &Demo) -> anyhow::Result<ExitCode> {
     let (proxy, admin) = (running.http_addr(), running.admin_addr());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let code = runtime.block_on(async {
-        tokio::select! {
-            code = play(demo, folder, instances, proxy, admin) => code,
-            stopped = sample::stop() => stopped.context("cannot wait for signals").map(|()| ExitCode::from(INTERRUPTED)),
+        let code = tokio::select! {
+            code = play(demo, folder, instances, proxy, admin) => code?,
+            stopped = sample::stop() => {
+                stopped.context(NO_SIGNALS)?;
+                return Ok(ExitCode::from(INTERRUPTED));
+            }
+        };
+        if demo.keep {
+            sample::stop().await.context(NO_SIGNALS)?;
         }
+        Ok(code)
     });
     running.shutdown();
     code
@@ -104,10 +113,6 @@ async fn play(
     let unkept = tokio::time::timeout(LONGEST, story).await.context("the demo took longer than a minute")??;
     // A reader that went away is no reason to fail.
     let _ = writeln!(std::io::stdout(), "{ending}");
-    if demo.keep {
-        // The caller ends this, on ctrl-c.
-        std::future::pending::<()>().await;
-    }
     if !unkept.is_empty() {
         eprintln!("not everything happened as it should:\n  {}", unkept.join("\n  "));
         return Ok(ExitCode::FAILURE);

@@ -102,7 +102,7 @@ impl Frame {
         let mut lines = vec![
             String::new(),
             format!(
-                "  canary-deployment: v2 {} %, v1 {} %   {:>26} s",
+                "canary-deployment: v2 {} %, v1 {} %   {:>26} s",
                 self.v2_percent,
                 100 - self.v2_percent,
                 self.elapsed.as_secs()
@@ -112,13 +112,13 @@ impl Frame {
         for version in ["v1", "v2"] {
             let of_version = self.rows.iter().filter(|row| row.version == version);
             let share = of_version.map(|row| row.per_second).sum::<f64>() / all.max(1.0);
-            lines.push(format!("  {version}  {} {:>5.1} %", bar(share), share * 100.0));
+            lines.push(format!("{version}  {} {:>5.1} %", bar(share), share * 100.0));
         }
         for row in &self.rows {
-            lines.push(format!("    {:<5} {:>4.0}/s   circuit {}", row.name, row.per_second, row.circuit));
+            lines.push(format!("  {:<5} {:>4.0}/s   circuit {}", row.name, row.per_second, row.circuit));
         }
         lines.push(format!(
-            "  {} requests, {} tries failed, callers saw {} errors",
+            "{} requests, {} tries failed, callers saw {} errors",
             self.requests, self.failed_tries, self.errors
         ));
         // A line that wraps would not be taken away whole.
