@@ -7,21 +7,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use switchyard_controller::Loaded;
-use switchyard_controller::source::manifest;
+use switchyard_controller::source::manifest::{MAX_FILE_BYTES, Places};
 use switchyard_crds::render::render;
 use switchyard_crds::{Finding, Place, Reason};
 
 /// Says what is wrong with manifests, offline: fields, values, names that lead nowhere, rules that clash.
-///
-/// Reads the same YAML a cluster takes (RouteRule, CircuitPolicy, RetryPolicy, Service, EndpointSlice, Pod, Namespace); other
-/// kinds are skipped with a note.
-///
-/// Exit status: 0 when there is nothing wrong, or only warnings; 1 when there are errors (with --strict: or warnings); 2
-/// when the files could not be looked at.
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Examples:\n  switchyard check examples/canary\n  switchyard check --strict --output json rules/ services.yaml\n  kustomize build . | switchyard check -"
-)]
+#[command(after_help = HELP)]
 pub(crate) struct Check {
     /// Folders and files; `-` is standard input.
     #[arg(required = true, value_name = "DIR|FILE|-")]
@@ -43,6 +35,20 @@ pub(crate) enum Output {
     Json,
 }
 
+const HELP: &str = "\
+Reads the same YAML a cluster takes: RouteRule, CircuitPolicy, RetryPolicy, Service, EndpointSlice, Pod, Namespace. Other
+kinds are skipped with a note.
+
+Exit status:
+  0  nothing is wrong, or there are only warnings
+  1  there are errors (with --strict: or warnings)
+  2  the files could not be looked at
+
+Examples:
+  switchyard check examples/canary
+  switchyard check --strict --output json rules/ services.yaml
+  kustomize build . | switchyard check -";
+
 /// Exit status when something is wrong.
 const FOUND: u8 = 1;
 /// Exit status when nobody could look.
@@ -53,8 +59,7 @@ pub(crate) fn run(check: &Check) -> anyhow::Result<ExitCode> {
     let loaded = match switchyard_controller::load(&check.paths) {
         Ok(loaded) => loaded,
         Err(error) => {
-            let paths: Vec<_> = check.paths.iter().map(|path| path.display().to_string()).collect();
-            eprintln!("error: could not read {}: {error}", paths.join(", "));
+            eprintln!("error: {error}");
             return Ok(ExitCode::from(COULD_NOT_LOOK));
         }
     };
@@ -80,11 +85,12 @@ fn fails(findings: &[Finding], strict: bool) -> bool {
 fn findings(loaded: &Loaded, texts: &mut Texts) -> Vec<Finding> {
     let of_objects: BTreeMap<_, _> = loaded.places.iter().map(|(key, place)| (key.object_name(), place)).collect();
     let mut findings = loaded.findings.clone();
+    let mut fields: BTreeMap<&Path, Places> = BTreeMap::new();
     for finding in &mut findings {
         // What comes up between objects is at the object's name; the field's place says more.
         if let Some(place) = of_objects.get(&finding.object).filter(|place| finding.place.as_ref() == Some(**place)) {
-            let text = texts.of(&place.file).unwrap_or_default();
-            let field = manifest::place_of(&place.file, text, &finding.object, &finding.field);
+            let read = || Places::of_file(&place.file, texts.of(&place.file));
+            let field = fields.entry(&place.file).or_insert_with(read).field(&finding.object, &finding.field);
             finding.place = field.or_else(|| finding.place.take());
         }
     }
@@ -129,22 +135,43 @@ fn colour() -> bool {
 /// The texts of the files that findings are about, each read once. One that cannot be read (any more) has no lines to show.
 #[derive(Default)]
 struct Texts {
-    texts: BTreeMap<PathBuf, Option<String>>,
+    texts: BTreeMap<PathBuf, Text>,
+}
+
+/// A file's text, and where each of its lines begins: ten thousand findings look up ten thousand lines.
+struct Text {
+    text: String,
+    lines: Vec<usize>,
 }
 
 impl Texts {
-    fn of(&mut self, file: &Path) -> Option<&str> {
-        let read = || {
-            let metadata = std::fs::metadata(file).ok()?;
-            let fits = metadata.is_file() && metadata.len() <= manifest::MAX_FILE_BYTES;
-            fits.then(|| std::fs::read_to_string(file).ok()).flatten()
-        };
-        self.texts.entry(file.to_owned()).or_insert_with(read).as_deref()
+    fn of(&mut self, file: &Path) -> &str {
+        &self.load(file).text
     }
 
     fn line(&mut self, place: &Place) -> Option<&str> {
-        self.of(&place.file)?.lines().nth(place.line.checked_sub(1)?)
+        let Text { text, lines } = self.load(&place.file);
+        let from = *lines.get(place.line.checked_sub(1)?)?;
+        text[from..].lines().next()
     }
+
+    fn load(&mut self, file: &Path) -> &Text {
+        self.texts.entry(file.to_owned()).or_insert_with(|| Text::new(read(file).unwrap_or_default()))
+    }
+}
+
+impl Text {
+    fn new(text: String) -> Self {
+        let after_breaks = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(i, _)| i + 1);
+        let lines = std::iter::once(0).chain(after_breaks).collect();
+        Self { text, lines }
+    }
+}
+
+fn read(file: &Path) -> Option<String> {
+    let metadata = std::fs::metadata(file).ok()?;
+    let fits = metadata.is_file() && metadata.len() <= MAX_FILE_BYTES;
+    fits.then(|| std::fs::read_to_string(file).ok()).flatten()
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ pub const MAX_FINDINGS: usize = 100;
 
 /// One of the three kinds: what is needed to read and check one, whichever it is.
 pub trait Custom: kube::Resource<DynamicType = ()> + kube::CustomResourceExt + DeserializeOwned {
-    /// The schema of its objects.
+    /// The schema of its objects, `metadata` included.
     fn schema() -> &'static Value;
     /// What is wrong with an object of the right shape.
     fn validate(&self) -> Vec<Finding>;
@@ -32,7 +32,7 @@ macro_rules! custom {
     ($($kind:ident => $validate:path),* $(,)?) => {$(
         impl Custom for crate::$kind {
             fn schema() -> &'static Value {
-                static SCHEMA: LazyLock<Value> = LazyLock::new(schema::of::<crate::$kind>);
+                static SCHEMA: LazyLock<Value> = LazyLock::new(|| with_metadata(schema::of::<crate::$kind>()));
                 &SCHEMA
             }
 
@@ -52,11 +52,12 @@ custom! {
 /// Reads an object: the object, if its shape is right, and what is wrong with it. Its rules are checked too, where the
 /// shape lets one. An object that comes with an error-severity finding is not to be used.
 pub fn parse<K: Custom>(value: &Value) -> (Option<K>, Vec<Finding>) {
-    let mut findings = against(&with_metadata(K::schema()), &without_status(value), "");
+    let value = without_status(value);
+    let mut findings = against(K::schema(), &value, "");
     if findings.iter().any(Finding::is_error) {
         return (None, findings);
     }
-    match serde_path_to_error::deserialize::<_, K>(without_nulls(&without_status(value))) {
+    match serde_path_to_error::deserialize::<_, K>(without_nulls(&value)) {
         Ok(object) => {
             findings.extend(object.validate());
             (Some(object), findings)
@@ -89,30 +90,27 @@ pub fn field(path: &str, name: &str) -> String {
 }
 
 /// The schema with what every Kubernetes object has beside.
-fn with_metadata(schema: &Value) -> Value {
-    static METADATA: LazyLock<Value> = LazyLock::new(|| {
-        let text = json!({"type": "string"});
-        let map = json!({"type": "object", "additionalProperties": text});
-        json!({
-            "type": "object",
-            "description": "The object's name and what else Kubernetes keeps of it.",
-            "required": ["name"],
-            "properties": {
-                "name": {"type": "string", "maxLength": 253, "pattern": names::SUBDOMAIN, "description": "The object's name."},
-                "namespace": {"type": "string", "maxLength": 63, "pattern": names::LABEL},
-                "labels": map, "annotations": map, "generateName": text, "uid": text, "resourceVersion": text,
-                "selfLink": text, "generation": {"type": "integer"}, "creationTimestamp": text, "deletionTimestamp": text,
-                "deletionGracePeriodSeconds": {"type": "integer"}, "finalizers": {"type": "array", "items": text},
-                "ownerReferences": {"type": "array", "items": {"type": "object", "additionalProperties": {}}},
-                "managedFields": {"type": "array", "items": {"type": "object", "additionalProperties": {}}},
-            }
-        })
+fn with_metadata(mut schema: Value) -> Value {
+    let text = json!({"type": "string"});
+    let map = json!({"type": "object", "additionalProperties": text});
+    let metadata = json!({
+        "type": "object",
+        "description": "The object's name and what else Kubernetes keeps of it.",
+        "required": ["name"],
+        "properties": {
+            "name": {"type": "string", "maxLength": 253, "pattern": names::SUBDOMAIN, "description": "The object's name."},
+            "namespace": {"type": "string", "maxLength": 63, "pattern": names::LABEL},
+            "labels": map, "annotations": map, "generateName": text, "uid": text, "resourceVersion": text,
+            "selfLink": text, "generation": {"type": "integer"}, "creationTimestamp": text, "deletionTimestamp": text,
+            "deletionGracePeriodSeconds": {"type": "integer"}, "finalizers": {"type": "array", "items": text},
+            "ownerReferences": {"type": "array", "items": {"type": "object", "additionalProperties": {}}},
+            "managedFields": {"type": "array", "items": {"type": "object", "additionalProperties": {}}},
+        }
     });
-    let mut schema = schema.clone();
     if let Some(properties) = schema["properties"].as_object_mut() {
         properties.insert("apiVersion".into(), json!({"type": "string"}));
         properties.insert("kind".into(), json!({"type": "string"}));
-        properties.insert("metadata".into(), METADATA.clone());
+        properties.insert("metadata".into(), metadata);
         properties.insert("status".into(), json!({}));
     }
     if let Some(required) = schema["required"].as_array_mut() {

@@ -4,8 +4,8 @@
 //! before stays. Where it cannot be told which objects a file would speak of (it is no YAML, or a document has no name),
 //! the file is not *whole*, and all that it told before stays.
 
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
 
 use switchyard_crds::findings::ObjectName;
 use switchyard_crds::{Finding, Place, Reason};
@@ -63,11 +63,32 @@ pub fn read(file: &Path, text: &str) -> Manifest {
 }
 
 /// Where the fields of a file's objects stand, for findings that come up later than reading.
-pub fn place_of(file: &Path, text: &str, object: &ObjectName, field: &str) -> Option<Place> {
-    let documents = yaml::documents(text).ok()?;
-    let node =
-        documents.iter().flat_map(|document| objects_in(&document.root)).find(|node| name_of(node) == *object)?;
-    Some(place_in(file, field_span(node, field)))
+pub struct Places {
+    file: PathBuf,
+    documents: Vec<Document>,
+    /// For each object, its document and its position among that document's objects.
+    objects: HashMap<ObjectName, (usize, usize)>,
+}
+
+impl Places {
+    /// Of a file with this text; there are none in one that is not YAML.
+    pub fn of_file(file: &Path, text: &str) -> Self {
+        let documents = yaml::documents(text).unwrap_or_default();
+        let mut objects = HashMap::new();
+        for (i, document) in documents.iter().enumerate() {
+            for (j, node) in objects_in(&document.root).into_iter().enumerate() {
+                objects.entry(name_of(node)).or_insert((i, j));
+            }
+        }
+        Self { file: file.to_owned(), documents, objects }
+    }
+
+    /// Where the field of an object stands, or what is nearest to it; nothing, if the object is not in the file.
+    pub fn field(&self, object: &ObjectName, field: &str) -> Option<Place> {
+        let (document, position) = self.objects.get(object)?;
+        let nodes = objects_in(&self.documents.get(*document)?.root);
+        Some(place_in(&self.file, field_span(nodes.get(*position)?, field)))
+    }
 }
 
 /// The file as it is being read.

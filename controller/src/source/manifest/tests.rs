@@ -311,6 +311,7 @@ fn lists_are_taken_apart() {
 #[test]
 fn a_field_of_an_object_is_found_again() {
     let name = ObjectName { kind: "RouteRule".into(), namespace: "shop".into(), name: "canary-deployment".into() };
-    let place = place_of(Path::new("a.yaml"), CANARY, &name, "spec.destinations[1].version").unwrap();
+    let places = Places::of_file(Path::new("a.yaml"), CANARY);
+    let place = places.field(&name, "spec.destinations[1].version").unwrap();
     assert_eq!((place.line, place.column, place.length), (10, 36, 2));
 }
