@@ -349,13 +349,8 @@ fn configuration(instance: SocketAddr) -> v1::Update {
         headers: vec![v1::NamedMatch { name: "x-version".into(), r#match: Some(exact("v2")) }],
         ..Default::default()
     });
-    let failures = v1::Conditions {
-        server_error: true,
-        connect_failure: true,
-        timeout: true,
-        reset: true,
-        ..Default::default()
-    };
+    let failures =
+        v1::Conditions { server_error: true, connect_failure: true, timeout: true, reset: true, ..Default::default() };
     let routes = v1::ServiceRoutes {
         ports: vec![v1::ServicePort { port: 80, name: "http".into(), protocol: v1::Protocol::Http1.into() }],
         rules: rules.collect(),

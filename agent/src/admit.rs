@@ -155,7 +155,7 @@ impl Permit {
         let latency = self.answered.unwrap_or_else(|| now.saturating_duration_since(self.since));
         // A failure that comes quickly must not make an instance look quick.
         let told = matches!(outcome, Outcome::Reply { status, .. } if status < 500) || outcome == Outcome::Timeout;
-        instance.load.end(self.worker.index, told.then_some(latency));
+        instance.load.end(self.worker.index, told.then_some(latency), self.worker.millis(now));
     }
 
     /// Whether the try is one that decides about a circuit which is half-open.
@@ -173,7 +173,7 @@ impl Drop for Permit {
             let instance = self.table.instance(self.at);
             record(&self.worker, destination.circuit.as_ref(), self.destination, cancelled, now);
             record(&self.worker, instance.circuit.as_ref(), self.instance, cancelled, now);
-            instance.load.end(self.worker.index, None);
+            instance.load.end(self.worker.index, None, self.worker.millis(now));
         }
     }
 }

@@ -130,8 +130,9 @@ fn two_choices(
             Standing::Out => {}
             Standing::Due => return Some(position),
             Standing::Well => {
-                let cost = ready[position].load.cost(worker.index);
-                if best.is_none_or(|(_, other)| cost < other) {
+                let cost = ready[position].load.cost(worker.index, millis);
+                // Costs that are close are a tie, which the draw has decided: averages are never exact.
+                if best.is_none_or(|(_, other)| cost < other / 2) {
                     best = Some((position, cost));
                 }
             }

@@ -109,7 +109,8 @@ fn host(parts: &mut Parts) -> Result<(), Refusal> {
             parts.uri = Uri::from(path);
         }
     }
-    if !parts.uri.path().starts_with('/') && !(parts.uri.path() == "*" && parts.method == Method::OPTIONS) {
+    let (path, options) = (parts.uri.path(), parts.method == Method::OPTIONS);
+    if !path.starts_with('/') && (path != "*" || !options) {
         return bad("the target is not a path");
     }
     Ok(())

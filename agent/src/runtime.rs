@@ -84,8 +84,20 @@ pub struct Load {
 #[repr(align(64))]
 struct LoadShard {
     in_flight: AtomicU32,
-    /// Average latency in microseconds; 0: not known yet.
+    /// Average latency in microseconds when it was told last; 0: not known yet.
     latency: AtomicU64,
+    /// When that was.
+    told: AtomicU64,
+}
+
+/// What is known of an instance's latency counts half as much after this long, in milliseconds: one that was slow is tried again.
+const HALF_LIFE_MS: u64 = 1000;
+
+impl LoadShard {
+    fn latency(&self, now: Millis) -> u64 {
+        let halvings = now.since(Millis(self.told.load(Relaxed))) / HALF_LIFE_MS;
+        self.latency.load(Relaxed) >> halvings.min(63)
+    }
 }
 
 impl Load {
@@ -94,11 +106,11 @@ impl Load {
     }
 
     /// What a further request would cost: latency times queue. An instance never tried costs nothing, so it is tried.
-    pub fn cost(&self, worker: usize) -> u64 {
+    pub fn cost(&self, worker: usize, now: Millis) -> u64 {
         let shard = &self.shards[worker];
         let queue = u64::from(shard.in_flight.load(Relaxed)) + 1;
         // The unknown latency counts as one microsecond, so that of two unknown ones the idler is taken.
-        shard.latency.load(Relaxed).max(1) * queue
+        shard.latency(now).max(1).saturating_mul(queue)
     }
 
     /// A request goes there.
@@ -108,15 +120,16 @@ impl Load {
     }
 
     /// A request came back; `latency` is absent when it says nothing about the instance.
-    pub fn end(&self, worker: usize, latency: Option<Duration>) {
+    pub fn end(&self, worker: usize, latency: Option<Duration>, now: Millis) {
         let shard = &self.shards[worker];
         shard.in_flight.store(shard.in_flight.load(Relaxed).saturating_sub(1), Relaxed);
         let Some(latency) = latency else { return };
-        let now = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX).max(1);
-        let before = shard.latency.load(Relaxed);
+        let took = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX).max(1);
+        let before = shard.latency(now);
         // Peak sensitive: a slow reply counts at once, quick ones bring the average down by an eighth each.
-        let next = if now >= before { now } else { before - (before - now) / 8 };
+        let next = if took >= before { took } else { before - (before - took) / 8 };
         shard.latency.store(next, Relaxed);
+        shard.told.store(now.0, Relaxed);
     }
 }
 

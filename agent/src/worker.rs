@@ -34,6 +34,9 @@ pub struct Shared {
 /// A table as a request holds it: counted by the worker's own thread alone.
 pub type TableRef = Rc<Arc<Table>>;
 
+/// Looks whether the shared table has changed without writing anything.
+type TableCache = Cache<Arc<ArcSwap<Table>>, Arc<Table>>;
+
 /// One thread's part of the agent.
 pub struct Worker {
     /// Which one, from 0.
@@ -42,7 +45,7 @@ pub struct Worker {
     pub shared: Arc<Shared>,
     /// Its connections to instances.
     pub pool: Pool,
-    table: RefCell<(Cache<Arc<ArcSwap<Table>>, Arc<Table>>, TableRef)>,
+    table: RefCell<(TableCache, TableRef)>,
     rng: RefCell<SmallRng>,
     under_way: Cell<i64>,
 }

@@ -133,7 +133,7 @@ where
 
     /// How long the body is, if that is known.
     pub fn size_hint(&self) -> SizeHint {
-        if self.position == 0 { self.kept.borrow().whole.clone() } else { SizeHint::default() }
+        if self.position == 0 { self.kept.borrow().whole } else { SizeHint::default() }
     }
 }
 
