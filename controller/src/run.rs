@@ -22,6 +22,7 @@ use crate::object::{Kind, ObjectKey, ServiceKey};
 use crate::serve::agents::Agents;
 use crate::serve::{OnReport, Serve};
 use crate::snapshot::Snapshot;
+use crate::source::directory::whereabouts::Whereabouts;
 use crate::source::{Event, directory};
 use crate::world::World;
 
@@ -167,7 +168,9 @@ impl Controller {
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let Self { manifests, state, on_report, publish, handle } = self;
-        let events = directory::watch(manifests, state).context("the folder of manifests cannot be watched")?;
+        let whereabouts = Whereabouts::default();
+        let events = directory::watch(manifests, state, whereabouts.clone())
+            .context("the folder of manifests cannot be watched")?;
         let service = Serve::service(handle.published.clone(), handle.agents.clone(), on_report.clone());
         let server = Server::builder()
             .http2_keepalive_interval(Some(PING))
@@ -176,7 +179,7 @@ impl Controller {
             .serve_with_incoming(incoming);
         tokio::select! {
             result = server => result.context("the server for agents has failed"),
-            () = pipeline(events, &publish, &handle, &on_report) => Err(anyhow::anyhow!("the watch has ended")),
+            () = pipeline(events, &whereabouts, &publish, &handle, &on_report) => Err(anyhow::anyhow!("the watch has ended")),
             () = shutdown => Ok(()),
         }
     }
@@ -185,6 +188,7 @@ impl Controller {
 /// The loop.
 async fn pipeline(
     mut batches: mpsc::Receiver<Vec<Event>>,
+    whereabouts: &Whereabouts,
     publish: &watch::Sender<Option<Arc<Snapshot>>>,
     handle: &Handle,
     on_report: &OnReport,
@@ -203,7 +207,10 @@ async fn pipeline(
         if pipeline.is_synced {
             publish.send_replace(Some(Arc::new(pipeline.snapshot.clone())));
         }
-        for report in reports {
+        for mut report in reports {
+            if let Report::Findings { findings, .. } = &mut report {
+                whereabouts.fill(findings);
+            }
             on_report(report);
         }
     }

@@ -97,13 +97,13 @@ pub fn check(world: &World, rule: &RouteRule, present: &mut Present<'_>, finding
 
 fn versions(instances: &[Instance]) -> String {
     if instances.is_empty() {
-        return "there are no instances at all".to_owned();
+        return "it has no instances at all".to_owned();
     }
     let versions: BTreeSet<_> = instances.iter().filter_map(Instance::version).collect();
     if versions.is_empty() {
         return format!("none has a version: label the Pods {}", instances::VERSION_LABELS[0]);
     }
-    format!("there are {}", versions.into_iter().collect::<Vec<_>>().join(", "))
+    format!("it has {}", versions.into_iter().collect::<Vec<_>>().join(", "))
 }
 
 /// `; it has 80 (http) and 9090 (metrics)`, to go on with after saying which one it lacks.

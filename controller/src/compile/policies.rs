@@ -91,7 +91,8 @@ fn attach<'a, K>(
             Some(older) if older.name == claim.name => {}
             Some(older) => {
                 let older = qualified(&older.name);
-                let message = format!("{older} has the same target and is older, so it holds");
+                let message =
+                    format!("{older} has the same target and comes first (by age, then by name), so it holds");
                 let mut finding = warning(&claim.name, Reason::Conflicted, field(""), message);
                 finding.others = vec![older];
                 findings.push(finding);

@@ -182,7 +182,7 @@ fn behind_another(rules: &[&RouteRule], findings: &mut Vec<Finding>) {
         };
         let winner = qualified(&name_of(*winner));
         let message = format!(
-            "{winner} asks for the same requests and is older, so it gets them all; give one of the two a `priority` or \
+            "{winner} asks for the same requests and comes first (by age, then by name), so it gets them all; give one of the two a `priority` or \
              another match"
         );
         let mut finding = warning(&name_of(*rule), Reason::Conflicted, "spec.matches", message);

@@ -24,9 +24,13 @@ pub mod folder;
 /// What was in force, kept over a restart.
 pub mod last_good;
 
+/// Which file each object is in.
+pub mod whereabouts;
+
 use disk::Disk;
 use folder::{CONFIRM, Folder};
 use last_good::LastGood;
+use whereabouts::Whereabouts;
 
 /// Nothing has changed for this long: the writer is done.
 const QUIET: Duration = Duration::from_millis(20);
@@ -41,16 +45,20 @@ const RESCAN: Duration = Duration::from_secs(2);
 const BATCHES: usize = 16;
 
 /// Watches a folder for as long as the receiver lives. What became known together comes as one batch. With a `state`
-/// folder, what is in force is kept there.
+/// folder, what is in force is kept there. Which file an object is in is noted in `whereabouts`.
 ///
 /// # Errors
 /// When no thread can be started.
-pub fn watch(root: PathBuf, state: Option<PathBuf>) -> std::io::Result<mpsc::Receiver<Vec<Event>>> {
+pub fn watch(
+    root: PathBuf,
+    state: Option<PathBuf>,
+    whereabouts: Whereabouts,
+) -> std::io::Result<mpsc::Receiver<Vec<Event>>> {
     let (batches, receiver) = mpsc::channel(BATCHES);
     std::thread::Builder::new().name("manifests".to_owned()).spawn(move || {
         let last_good = state.map(|state| LastGood::new(&state, &root));
         let folder = Folder::new(&root, last_good.as_ref().map(LastGood::load).unwrap_or_default());
-        Watch { disk: Disk::new(&root), notices: Notices::new(root), folder, last_good }.run(&batches);
+        Watch { disk: Disk::new(&root), notices: Notices::new(root), folder, last_good, whereabouts }.run(&batches);
     })?;
     Ok(receiver)
 }
@@ -60,6 +68,7 @@ struct Watch {
     notices: Notices,
     folder: Folder,
     last_good: Option<LastGood>,
+    whereabouts: Whereabouts,
 }
 
 impl Watch {
@@ -70,6 +79,9 @@ impl Watch {
             let look = self.disk.look();
             let events = self.folder.look(look, Instant::now());
             self.keep(&events);
+            if !events.is_empty() {
+                self.whereabouts.note(self.folder.held());
+            }
             if !events.is_empty() && batches.blocking_send(events).is_err() {
                 return;
             }
