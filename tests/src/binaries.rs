@@ -1,0 +1,40 @@
+//! The binaries under test: built once per test executable, by the same cargo and in the same profile, and found beside it.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// The path of a binary, such as `switchyard`.
+///
+/// They are built first, so that a test never runs yesterday's. With `SWITCHYARD_BINARIES=DIR` those of the folder are taken
+/// as they are: to test what a release would ship.
+///
+/// # Panics
+/// When they cannot be built.
+pub fn binary(name: &str) -> PathBuf {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(folder).join(name)
+}
+
+fn folder() -> PathBuf {
+    if let Some(given) = std::env::var_os("SWITCHYARD_BINARIES") {
+        return given.into();
+    }
+    // target/PROFILE/deps/TEST
+    let test = std::env::current_exe().unwrap();
+    let folder = test.ancestors().nth(2).unwrap().to_owned();
+    let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    build.arg("build").current_dir(repository()).env("CARGO_TARGET_DIR", folder.parent().unwrap());
+    build.args(["--package", "switchyard", "--package", "switchyard-agent", "--package", "switchyard-controller"]);
+    if folder.ends_with("release") {
+        build.arg("--release");
+    }
+    let built = build.output().unwrap();
+    assert!(built.status.success(), "cannot build the binaries:\n{}", String::from_utf8_lossy(&built.stderr));
+    folder
+}
+
+/// The root of the repository.
+pub(crate) fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}

@@ -1,0 +1,280 @@
+//! Processes under test: started with ports that the system chooses, watched, and killed when the test is done with them.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::{binaries, binary, client, wait_for};
+
+/// A process. It is killed when this is dropped; if the test is failing by then, what the process said is shown.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    child: Child,
+    said: Arc<Mutex<String>>,
+}
+
+impl Process {
+    /// Starts one of the binaries, in the repository's root.
+    pub fn start(name: &str, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
+        let mut command = Command::new(binary(name));
+        command.args(args).current_dir(binaries::repository()).stdin(Stdio::null());
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let said = Arc::default();
+        listen(child.stdout.take().unwrap(), &said);
+        listen(child.stderr.take().unwrap(), &said);
+        Self { name: name.to_owned(), child, said }
+    }
+
+    /// Everything it has said so far, standard output and standard error as they came.
+    pub fn said(&self) -> String {
+        self.said.lock().unwrap().clone()
+    }
+
+    /// Waits until it has said all of these words after it had said so many bytes.
+    pub async fn says(&self, after: usize, words: &[&str]) {
+        wait_for(&format!("{} says {words:?}", self.name), async || {
+            let said = self.said();
+            words.iter().all(|word| said[after..].contains(word))
+        })
+        .await;
+    }
+
+    /// The addresses of its line `listening NAME=ADDR ...`.
+    async fn listening(&mut self) -> HashMap<String, SocketAddr> {
+        let mut addresses = HashMap::new();
+        wait_for("a process says where it listens", async || {
+            let ended = self.child.try_wait().unwrap();
+            assert!(ended.is_none(), "{} ended at once, with {ended:?}:\n{}", self.name, self.said());
+            let said = self.said();
+            let Some(line) = said.lines().find_map(|line| line.strip_prefix("listening ")) else { return false };
+            let pairs = line.split_whitespace().filter_map(|pair| pair.split_once('='));
+            addresses = pairs.map(|(name, address)| (name.to_owned(), address.parse().unwrap())).collect();
+            true
+        })
+        .await;
+        addresses
+    }
+
+    /// Ends it as `kill -9` does.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Asks it to end as `kill` does, and waits until it has.
+    pub async fn terminate(&mut self) -> ExitStatus {
+        let kill = format!("kill -TERM {}", self.child.id());
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+        let mut status = None;
+        wait_for("a process ends after SIGTERM", async || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        })
+        .await;
+        status.unwrap()
+    }
+
+    /// Its memory.
+    pub fn memory(&self) -> Memory {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let kibibytes = |field: &str| {
+            let line = status.lines().find(|line| line.starts_with(field)).unwrap();
+            line.split_whitespace().nth(1).unwrap().parse().unwrap()
+        };
+        Memory { now_kib: kibibytes("VmRSS:"), peak_kib: kibibytes("VmHWM:") }
+    }
+}
+
+/// What a process has in memory (the resident set), in KiB.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    /// At the moment.
+    pub now_kib: u64,
+    /// The most it ever was.
+    pub peak_kib: u64,
+}
+
+fn listen(pipe: impl Read + Send + 'static, said: &Arc<Mutex<String>>) {
+    let said = Arc::clone(said);
+    std::thread::spawn(move || {
+        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+            let mut said = said.lock().unwrap();
+            said.push_str(&line);
+            said.push('\n');
+        }
+    });
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Either fails only if it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            let said = self.said.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            eprintln!("---- {} said:\n{said}----", self.name);
+        }
+    }
+}
+
+/// Runs a command to its end.
+pub fn output(name: &str, args: &[&str]) -> std::process::Output {
+    Command::new(binary(name)).args(args).current_dir(binaries::repository()).stdin(Stdio::null()).output().unwrap()
+}
+
+/// `switchyard run`, or `switchyard-agent`: a process that takes requests.
+#[derive(Debug)]
+pub struct Switchyard {
+    /// The process.
+    pub process: Process,
+    /// Where requests go in.
+    pub http: SocketAddr,
+    /// Where the admin endpoints are.
+    pub admin: SocketAddr,
+    _state: Option<TempDir>,
+}
+
+impl Switchyard {
+    /// `switchyard run` on a folder; returns when it is ready.
+    pub async fn run(manifests: &Path) -> Self {
+        Self::run_with(manifests, &[]).await
+    }
+
+    /// The same, with more arguments.
+    pub async fn run_with(manifests: &Path, more: &[&str]) -> Self {
+        let state = tempfile::tempdir().unwrap();
+        let mut args = vec!["run", "--manifests", path(manifests), "--state", path(state.path())];
+        args.extend(["--http", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+        args.extend(more);
+        let running = Self::of(Process::start("switchyard", args), Some(state)).await;
+        running.ready().await;
+        running
+    }
+
+    /// `switchyard-agent`; it may take a while until it is [`Switchyard::ready`].
+    pub async fn agent(controller: SocketAddr, state: &Path) -> Self {
+        let controller = format!("http://{controller}");
+        let mut args = vec!["--controller", &controller, "--state", path(state), "--drain", "1"];
+        args.extend(["--http", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+        Self::of(Process::start("switchyard-agent", args), None).await
+    }
+
+    async fn of(mut process: Process, state: Option<TempDir>) -> Self {
+        let addresses = process.listening().await;
+        Self { process, http: addresses["http"], admin: addresses["admin"], _state: state }
+    }
+
+    /// Whether `/readyz` says so.
+    pub async fn is_ready(&self) -> bool {
+        client::get(self.admin, "admin", "/readyz").await.is_ok_and(|reply| reply.status == 200)
+    }
+
+    /// Waits until `/readyz` says so.
+    pub async fn ready(&self) {
+        wait_for("/readyz says ready", async || self.is_ready().await).await;
+    }
+
+    async fn page(&self, path: &str) -> String {
+        let reply = client::get(self.admin, "admin", path).await.unwrap();
+        assert_eq!(reply.status, 200, "{path}");
+        reply.text()
+    }
+
+    /// A metric, summed over all series that have these labels; 0 if there is none.
+    pub async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        sum(&self.page("/metrics").await, name, labels)
+    }
+
+    /// What `/config` shows.
+    pub async fn config(&self) -> Value {
+        serde_json::from_str(&self.page("/config").await).unwrap()
+    }
+
+    /// The state of an instance's circuit, as `/circuits` shows it; nothing if there is none.
+    pub async fn circuit(&self, instance: SocketAddr) -> Option<String> {
+        let circuits: Value = serde_json::from_str(&self.page("/circuits").await).unwrap();
+        let mut circuits = circuits.as_array().unwrap().iter();
+        let here = circuits.find(|circuit| circuit["target"] == instance.to_string().as_str())?;
+        Some(here["state"].as_str().unwrap().to_owned())
+    }
+
+    /// Waits until the circuit of an instance is in this state.
+    pub async fn circuit_is(&self, instance: SocketAddr, state: &str) {
+        let what = format!("the circuit of {instance} is {state}");
+        wait_for(&what, async || self.circuit(instance).await.as_deref() == Some(state)).await;
+    }
+
+    /// The destinations in force for a Service of the namespace `shop`, by its first rule, else by default: versions and weights.
+    pub async fn split(&self, service: &str) -> Vec<(String, u64)> {
+        let config = self.config().await;
+        let label = format!("shop/{service}");
+        let Some(service) = config["services"].as_array().unwrap().iter().find(|s| s["service"] == label.as_str())
+        else {
+            return Vec::new();
+        };
+        let destinations = match service["rules"].as_array().unwrap().first() {
+            Some(rule) => &rule["destinations"],
+            None => &service["default"],
+        };
+        let one = |d: &Value| (d["version"].as_str().unwrap().to_owned(), d["weight"].as_u64().unwrap());
+        destinations.as_array().unwrap().iter().map(one).collect()
+    }
+
+    /// Waits until the first rule of `my-service` splits so between v2 and v1.
+    pub async fn splits(&self, v2: u64, v1: u64) {
+        let wanted = [("v2".to_owned(), v2), ("v1".to_owned(), v1)];
+        let what = format!("v2 has the weight {v2} and v1 {v1}");
+        wait_for(&what, async || self.split("my-service").await == wanted).await;
+    }
+}
+
+/// `switchyard-controller`.
+#[derive(Debug)]
+pub struct Controller {
+    /// The process.
+    pub process: Process,
+    /// Where agents connect.
+    pub agents: SocketAddr,
+    /// Where the admin endpoints are.
+    pub admin: SocketAddr,
+}
+
+impl Controller {
+    /// Starts it on a folder. With port 0 the system chooses where it listens.
+    pub async fn start(manifests: &Path, listen: SocketAddr) -> Self {
+        let listen = listen.to_string();
+        let args = ["--manifests", path(manifests), "--listen", &listen, "--admin", "127.0.0.1:0"];
+        let mut process = Process::start("switchyard-controller", args);
+        let addresses = process.listening().await;
+        Self { process, agents: addresses["agents"], admin: addresses["admin"] }
+    }
+
+    /// A metric, as for [`Switchyard::metric`].
+    pub async fn metric(&self, name: &str) -> f64 {
+        sum(&client::get(self.admin, "admin", "/metrics").await.unwrap().text(), name, &[])
+    }
+}
+
+fn sum(text: &str, name: &str, labels: &[(&str, &str)]) -> f64 {
+    let series = text.lines().filter_map(|line| line.strip_prefix(name));
+    let series = series.filter(|rest| rest.starts_with(['{', ' ']));
+    let wanted = |rest: &&str| labels.iter().all(|(label, value)| rest.contains(&format!("{label}=\"{value}\"")));
+    series.filter(wanted).map(|rest| rest.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// A folder of `examples/`.
+pub fn example(name: &str) -> PathBuf {
+    binaries::repository().join("examples").join(name)
+}

@@ -1,0 +1,107 @@
+//! `switchyard check`: its exit status, what it says to people and what to programs.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+use switchyard_tests::binary;
+use switchyard_tests::manifests::{Manifests, canary};
+use switchyard_tests::process::output;
+
+fn instance() -> std::net::SocketAddr {
+    "127.0.0.1:9001".parse().unwrap()
+}
+
+/// Exit status and standard output.
+fn check(args: &[&str]) -> (i32, String) {
+    let done = output("switchyard", &[&["check"], args].concat());
+    (done.status.code().unwrap(), String::from_utf8(done.stdout).unwrap())
+}
+
+fn good() -> Manifests {
+    Manifests::canary(&[("v1", instance()), ("v2", instance())], 20, 80)
+}
+
+#[test]
+fn what_is_right_passes_and_is_summed_up() {
+    let manifests = good();
+    let (status, said) = check(&[manifests.path().to_str().unwrap()]);
+    assert_eq!(status, 0, "{said}");
+    assert!(said.contains("2 files"), "{said}");
+}
+
+#[test]
+fn an_error_is_shown_with_file_line_column_and_field_and_fails() {
+    let manifests = good();
+    manifests.write("canary.yaml", &canary(20, 80).replace("weight: 80", "weight: 1000001"));
+    let (status, said) = check(&[manifests.path().to_str().unwrap()]);
+    assert_eq!(status, 1);
+    assert!(said.contains("spec.destinations[1].weight: 1000001 is above 1000000"), "{said}");
+    assert!(said.contains("canary.yaml:9:"), "{said}");
+    assert!(said.contains("^^^^^^^"), "the offending text is underlined:\n{said}");
+    assert!(!said.contains('\u{1b}'), "no colours where there is no terminal");
+}
+
+#[test]
+fn programs_get_json() {
+    let manifests = good();
+    manifests.write("canary.yaml", &canary(20, 80).replace("weight: 80", "wieght: 80"));
+    let (status, said) = check(&["--output", "json", manifests.path().to_str().unwrap()]);
+    assert_eq!(status, 1);
+    let findings: Value = serde_json::from_str(&said).unwrap();
+    let finding = findings.as_array().unwrap().iter().find(|f| f["reason"] == "UnknownField").unwrap();
+    for (field, value) in [
+        ("severity", "error"),
+        ("kind", "RouteRule"),
+        ("namespace", "shop"),
+        ("name", "canary-deployment"),
+        ("field", "spec.destinations[1].wieght"),
+    ] {
+        assert_eq!(finding[field], value, "{finding}");
+    }
+    assert_eq!(finding["line"], 9, "{finding}");
+    assert!(finding["file"].as_str().unwrap().ends_with("canary.yaml"));
+    let manifests = good();
+    let (status, said) = check(&["--output", "json", manifests.path().to_str().unwrap()]);
+    assert_eq!((status, said.trim()), (0, "[]"));
+}
+
+#[test]
+fn a_warning_fails_only_when_strict() {
+    let manifests = good();
+    manifests.write("canary.yaml", &canary(20, 80).replace("version: v2, weight", "version: v3, weight"));
+    let folder = manifests.path().to_str().unwrap();
+    let (status, said) = check(&[folder]);
+    assert_eq!(status, 0);
+    assert!(said.contains("v3"), "a version that nobody runs: {said}");
+    assert_eq!(check(&["--strict", folder]).0, 1);
+}
+
+#[test]
+fn a_field_that_is_not_enforced_yet_is_never_taken_in_silence() {
+    let manifests = good();
+    manifests
+        .write("canary.yaml", &(canary(20, 80).trim_end().to_owned() + "\n  stickiness: {on: {header: x-user-id}}\n"));
+    let (status, said) = check(&[manifests.path().to_str().unwrap()]);
+    assert_eq!(status, 0);
+    assert!(said.contains("NotEnforced") && said.contains("spec.stickiness"), "{said}");
+}
+
+#[test]
+fn what_cannot_be_looked_at_is_neither_right_nor_wrong() {
+    assert_eq!(check(&["/nowhere/at/all"]).0, 2);
+    assert_eq!(check(&[]).0, 2);
+}
+
+#[test]
+fn standard_input_is_a_file_like_any_other() {
+    let mut command = Command::new(binary("switchyard"));
+    let mut checking = command.args(["check", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let broken = canary(0, 0);
+    checking.stdin.take().unwrap().write_all(broken.as_bytes()).unwrap();
+    let done = checking.wait_with_output().unwrap();
+    assert_eq!(done.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&done.stdout).contains("spec.destinations"));
+}

@@ -1,0 +1,67 @@
+//! How much header a request may have: 64 KiB and 128 fields, on HTTP/1.1 and HTTP/2.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use http::Request;
+use switchyard_tests::backend::Backend;
+use switchyard_tests::client::{Body, Connection, get_request};
+use switchyard_tests::manifests::{HOST, Manifests};
+use switchyard_tests::process::Switchyard;
+
+/// A GET with so many fields (Host is one of them), the last of which is so long.
+fn with_fields(count: usize, last: usize) -> Request<Body> {
+    let mut request = get_request(HOST, "/");
+    for number in 1..count {
+        let value = if number == count - 1 { "x".repeat(last) } else { "1".to_owned() };
+        request
+            .headers_mut()
+            .insert(http::HeaderName::try_from(format!("x-field-{number}")).unwrap(), value.parse().unwrap());
+    }
+    request
+}
+
+async fn connect(switchyard: &Switchyard, http2: bool) -> Connection {
+    if http2 {
+        Connection::http2(switchyard.http).await.unwrap()
+    } else {
+        Connection::http1(switchyard.http).await.unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn up_to_the_limits_everything_passes_and_beyond_them_nothing() {
+    let instance = Backend::start("v1").await;
+    let manifests = Manifests::of(&[("v1", instance.address)]);
+    let switchyard = Switchyard::run(manifests.path()).await;
+    for http2 in [false, true] {
+        // In HTTP/2 Host is in the target and no field; the caller has one less to give.
+        for (count, last, passes) in [
+            (128, 1, true),
+            (2, 60_000, true),
+            (130, 1, false),
+            (500, 1, false),
+            (2, 70_000, false),
+            (100, 66_000, false),
+        ] {
+            let what = format!("{count} fields, the last of {last} bytes, HTTP/2: {http2}");
+            let asked = instance.asked();
+            let reply = connect(&switchyard, http2).await.ask(with_fields(count, last)).await;
+            let reply = reply.unwrap_or_else(|error| panic!("no answer to {what}: {error}"));
+            assert_eq!(reply.status.as_u16(), if passes { 200 } else { 431 }, "{what}");
+            assert_eq!(instance.asked() - asked, u64::from(passes), "{what}");
+        }
+    }
+    let seen = instance.seen();
+    let fields = |n: usize| seen[n].headers.keys().filter(|name| name.as_str().starts_with("x-field-")).count();
+    assert_eq!((fields(0), seen[1].headers["x-field-1"].len()), (127, 60_000), "all of it arrives");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_caller_that_is_refused_does_not_disturb_others_on_its_connection() {
+    let instance = Backend::start("v1").await;
+    let manifests = Manifests::of(&[("v1", instance.address)]);
+    let switchyard = Switchyard::run(manifests.path()).await;
+    let mut connection = connect(&switchyard, true).await;
+    assert_eq!(connection.ask(with_fields(200, 1)).await.unwrap().status, 431);
+    assert_eq!(connection.ask(get_request(HOST, "/")).await.unwrap().status, 200);
+}

@@ -1,0 +1,247 @@
+//! Retries: what they hide, what they must not do, and their bounds. Their timing is tested in virtual time beside the code.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use http::Method;
+use switchyard_tests::backend::Backend;
+use switchyard_tests::client::{self, Reply, empty, full, get_request, request};
+use switchyard_tests::grpc::{self, EchoBackend, word};
+use switchyard_tests::load::{Load, ask_times};
+use switchyard_tests::manifests::{HOST, Manifests, circuit, retry, service};
+use switchyard_tests::process::Switchyard;
+use switchyard_tests::raw::RawServer;
+use tonic::Code;
+
+fn plain() -> http::Request<client::Body> {
+    get_request(HOST, "/")
+}
+
+fn post() -> http::Request<client::Body> {
+    request(Method::POST, HOST, "/order", full("one"))
+}
+
+async fn ask(switchyard: &Switchyard, request: http::Request<client::Body>) -> Reply {
+    client::ask(switchyard.http, request).await.unwrap()
+}
+
+async fn with_policy(rest: &str, instances: &[&Backend]) -> (Manifests, Switchyard) {
+    let addresses: Vec<_> = instances.iter().map(|instance| ("v1", instance.address)).collect();
+    let manifests = Manifests::of(&addresses);
+    manifests.write("retry.yaml", &retry(rest));
+    let switchyard = Switchyard::run(manifests.path()).await;
+    (manifests, switchyard)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failure_is_retried_and_every_try_says_its_number() {
+    let instance = Backend::start("v1").await;
+    let (_manifests, switchyard) = with_policy("", &[&instance]).await;
+    instance.fail_next(2);
+    assert_eq!(ask(&switchyard, plain()).await.status, 200);
+    let attempts: Vec<_> =
+        instance.seen().iter().map(|seen| seen.headers["x-switchyard-attempt"].to_str().unwrap().to_owned()).collect();
+    assert_eq!(attempts, ["1", "2", "3"]);
+    let labels = [("service", "shop/my-service"), ("reason", "server-error"), ("outcome", "success")];
+    assert_eq!(switchyard.metric("switchyard_retries_total", &labels).await, 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn there_are_never_more_retries_than_allowed_and_the_last_answer_stands() {
+    let instance = Backend::start("v1").await;
+    let (manifests, switchyard) = with_policy("", &[&instance]).await;
+    instance.fail();
+    let reply = ask(&switchyard, plain()).await;
+    assert_eq!((reply.status.as_u16(), instance.asked()), (500, 4), "one try and maxRetries more");
+    assert_eq!(reply.version(), "v1", "it is the instance's own answer");
+    // An agent on the way that retries already says so.
+    let mut tried = plain();
+    tried.headers_mut().insert("x-switchyard-attempt", "1".parse().unwrap());
+    ask(&switchyard, tried).await;
+    assert_eq!(instance.asked(), 5, "the bound of a call holds end to end");
+    manifests.write("retry.yaml", &retry("  maxRetries: 0\n"));
+    switchyard_tests::wait_for("retrying is off", async || {
+        let asked = instance.asked();
+        ask(&switchyard, plain()).await;
+        instance.asked() == asked + 1
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_that_is_killed_under_load_is_not_noticed() {
+    let (stays, mut goes) = (Backend::start("v1").await, Backend::start("v1").await);
+    // A budget for the worst case: with no circuit, half of all requests need a second try while it is gone.
+    let (manifests, switchyard) = with_policy("  budget: {ratio: \"100%\"}\n", &[&stays, &goes]).await;
+    let load = Load::start(switchyard.http, 8, plain);
+    load.goes_on_for(100).await;
+    goes.kill();
+    load.goes_on_for(300).await;
+    goes.revive().await;
+    load.goes_on_for(100).await;
+    load.stop().await.all_good();
+
+    // With a circuit, the default budget is enough.
+    manifests.write("retry.yaml", &retry(""));
+    manifests.write("circuit.yaml", &circuit("  timeout: 1s\n"));
+    switchyard.circuit_is(goes.address, "closed").await;
+    let load = Load::start(switchyard.http, 8, plain);
+    load.goes_on_for(200).await;
+    goes.kill();
+    load.goes_on_for(300).await;
+    load.stop().await.all_good();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_post_that_an_instance_may_have_seen_is_never_sent_twice() {
+    let instance = Backend::start("v1").await;
+    let (_manifests, switchyard) = with_policy("", &[&instance]).await;
+    instance.fail();
+    assert_eq!(ask(&switchyard, post()).await.status, 500);
+    assert_eq!(instance.asked(), 1);
+    let labels = [("reason", "server-error"), ("outcome", "method")];
+    assert_eq!(switchyard.metric("switchyard_retries_total", &labels).await, 1.0, "why there was none is counted");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_post_whose_connection_breaks_after_it_was_sent_is_never_sent_twice() {
+    let count = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let counted = std::sync::Arc::clone(&count);
+    let breaks_off = RawServer::start(move |mut wire| {
+        let counted = std::sync::Arc::clone(&counted);
+        async move {
+            if wire.reply().await.starts_with("POST") {
+                counted.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            }
+            wire.reset();
+        }
+    });
+    let manifests = Manifests::of(&[("v1", breaks_off.address)]);
+    manifests.write("retry.yaml", &retry(""));
+    let switchyard = Switchyard::run(manifests.path()).await;
+    let reply = ask(&switchyard, post()).await;
+    assert_eq!((reply.status.as_u16(), reply.reason()), (502, "upstream-reset"));
+    assert_eq!(count.load(std::sync::atomic::Ordering::SeqCst), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn posts_under_load_while_instances_come_and_go_arrive_once_each_at_most() {
+    let (stays, mut goes) = (Backend::start("v1").await, Backend::start("v1").await);
+    let (_manifests, switchyard) = with_policy("  budget: {ratio: \"100%\"}\n", &[&stays, &goes]).await;
+    let load = Load::start(switchyard.http, 4, post);
+    for _ in 0..3 {
+        load.goes_on_for(50).await;
+        goes.kill();
+        load.goes_on_for(50).await;
+        goes.revive().await;
+    }
+    let tally = load.stop().await;
+    let answered: u64 = tally.statuses.values().sum();
+    let arrived = stays.asked() + goes.asked();
+    assert!(tally.errors.is_empty(), "{:?}", tally.errors);
+    assert!(arrived <= answered, "{arrived} POSTs arrived, and only {answered} were sent");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_post_that_never_reached_an_instance_goes_to_another() {
+    let (stays, mut goes) = (Backend::start("v1").await, Backend::start("v1").await);
+    let (_manifests, switchyard) = with_policy("  budget: {ratio: \"100%\"}\n", &[&stays, &goes]).await;
+    goes.kill();
+    let tally = ask_times(switchyard.http, 4, 100, post).await;
+    tally.all_good();
+    assert_eq!(stays.asked(), 100);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_is_sent_again_as_it_was_if_it_is_short_enough_to_keep() {
+    let instance = Backend::start("v1").await;
+    let (_manifests, switchyard) = with_policy("  maxBodyBytes: 64Ki\n", &[&instance]).await;
+    for (length, tries) in [(1, 2), (64 * 1024, 2), (64 * 1024 + 1, 1), (1 << 20, 1)] {
+        let body: Vec<u8> = (0..length).map(|n| (n % 251) as u8).collect();
+        let asked = instance.asked();
+        instance.fail_next(1);
+        let reply = ask(&switchyard, request(Method::PUT, HOST, "/", full(body.clone()))).await;
+        instance.fail_next(0);
+        assert_eq!(instance.asked() - asked, tries, "{length} bytes");
+        assert_eq!(reply.status.as_u16(), if tries == 2 { 200 } else { 500 });
+        assert!(reply.body == body, "{length} bytes came back as others");
+        let seen = instance.seen();
+        assert!(
+            seen.iter().rev().take(tries as usize).all(|seen| seen.body == body),
+            "each try had all of {length} bytes"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn retries_never_add_more_than_the_budget() {
+    let instance = Backend::start("v1").await;
+    let policy = "  initialDelay: 1ms\n  budget: {ratio: \"20%\", minPerSecond: 0, window: 60s}\n";
+    let (_manifests, switchyard) = with_policy(policy, &[&instance]).await;
+    instance.fail();
+    let tally = ask_times(switchyard.http, 8, 1000, plain).await;
+    assert_eq!(tally.statuses.get(&500), Some(&1000));
+    let retries = instance.asked() - 1000;
+    assert!((150..=200).contains(&retries), "{retries} retries for 1000 requests");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retry_that_would_end_after_the_deadline_is_not_made() {
+    let instance = Backend::start("v1").await;
+    let (manifests, switchyard) = with_policy("  initialDelay: 5s\n", &[&instance]).await;
+    instance.fail();
+    let mut hurried = plain();
+    hurried.headers_mut().insert("x-request-timeout", "2s".parse().unwrap());
+    assert_eq!(ask(&switchyard, hurried).await.status, 500);
+    assert_eq!(instance.asked(), 1, "the caller's own deadline holds");
+    let bounded = retry("  initialDelay: 5s\n  timeout: 2s\n").replace("name: retry,", "name: bounded,");
+    manifests.write("retry.yaml", &bounded);
+    switchyard_tests::wait_for("the other policy is in force", async || {
+        switchyard.config().await.to_string().contains("bounded")
+    })
+    .await;
+    assert_eq!(ask(&switchyard, plain()).await.status, 500);
+    assert_eq!(instance.asked(), 2, "the policy's own timeout holds");
+    assert_eq!(switchyard.metric("switchyard_retries_total", &[("outcome", "deadline")]).await, 2.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_try_that_takes_too_long_is_a_timeout_and_is_retried() {
+    let (slow, quick) = (Backend::start("slow").await, Backend::start("quick").await);
+    let (_manifests, switchyard) = with_policy("  perTryTimeout: 200ms\n", &[&slow, &quick]).await;
+    slow.delay(std::time::Duration::from_secs(3600));
+    let tally = ask_times(switchyard.http, 4, 20, plain).await;
+    tally.all_good();
+    assert_eq!(tally.of("quick"), 20);
+    assert!(slow.asked() > 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_with_no_policy_is_tried_once() {
+    let instance = Backend::start("v1").await;
+    let manifests = Manifests::of(&[("v1", instance.address)]);
+    let switchyard = Switchyard::run(manifests.path()).await;
+    instance.fail();
+    assert_eq!(ask(&switchyard, request(Method::GET, HOST, "/", empty())).await.status, 500);
+    assert_eq!(instance.asked(), 1);
+    assert!(!instance.seen()[0].headers.contains_key("x-switchyard-attempt"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_grpc_call_that_is_answered_unavailable_is_retried() {
+    let (bad, good) = (EchoBackend::start("bad").await, EchoBackend::start("good").await);
+    let manifests = Manifests::default();
+    manifests.write("service.yaml", &service("my-service", "grpc", &[("v1", bad.address), ("v1", good.address)]));
+    manifests.write("retry.yaml", &retry("  retryOn: [UNAVAILABLE]\n  methods: [POST]\n  budget: {ratio: \"100%\"}\n"));
+    let switchyard = Switchyard::run(manifests.path()).await;
+    bad.ends_with(Code::Unavailable);
+    let mut client = grpc::client(switchyard.http).await;
+    for _ in 0..20 {
+        assert_eq!(client.once(word("again")).await.unwrap().into_inner().text, "again");
+    }
+    assert!(bad.calls() > 0, "it was asked, and the other one answered");
+    bad.ends_with(Code::InvalidArgument);
+    good.ends_with(Code::InvalidArgument);
+    let calls = bad.calls() + good.calls();
+    assert_eq!(client.once(word("no")).await.unwrap_err().code(), Code::InvalidArgument);
+    assert_eq!(bad.calls() + good.calls(), calls + 1, "what is not listed is not retried");
+}
