@@ -140,7 +140,8 @@ impl Permit {
 
     /// Tells the circuits how the try ended. Only the first call counts.
     pub fn close(&mut self, outcome: Outcome) {
-        if !std::mem::take(&mut self.open) {
+        // What the caller did says nothing about the instance; the permit is given back in `Drop`.
+        if outcome == Outcome::CallersFault || !std::mem::take(&mut self.open) {
             return;
         }
         let now = clock::now();

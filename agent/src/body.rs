@@ -1,6 +1,8 @@
 //! Bodies as they pass through, a frame at a time; nothing is collected. Concrete types, so that nothing is boxed.
 
+use std::cell::Cell;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -20,8 +22,8 @@ pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
 pub enum RequestBody {
     /// None.
     Empty,
-    /// As it comes from the caller.
-    Stream(Incoming),
+    /// As it comes from the caller; the mark is set when that fails.
+    Stream(Incoming, Rc<Cell<bool>>),
     /// As it comes, and kept for sending it again.
     Replay(Replay),
     /// One of the above, once the instance asks for it.
@@ -56,7 +58,10 @@ impl Body for RequestBody {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
-            Self::Stream(incoming) => Pin::new(incoming).poll_frame(cx).map_err(Into::into),
+            Self::Stream(incoming, failed) => Pin::new(incoming).poll_frame(cx).map_err(|error| {
+                failed.set(true);
+                error.into()
+            }),
             Self::Replay(replay) => replay.poll_frame(cx),
             Self::Awaited(awaited) => awaited.poll_frame(cx),
         }
@@ -65,7 +70,7 @@ impl Body for RequestBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Empty => true,
-            Self::Stream(incoming) => incoming.is_end_stream(),
+            Self::Stream(incoming, _) => incoming.is_end_stream(),
             Self::Replay(replay) => replay.is_end_stream(),
             Self::Awaited(awaited) => awaited.body().is_end_stream(),
         }
@@ -74,7 +79,7 @@ impl Body for RequestBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Empty => SizeHint::with_exact(0),
-            Self::Stream(incoming) => incoming.size_hint(),
+            Self::Stream(incoming, _) => incoming.size_hint(),
             Self::Replay(replay) => replay.size_hint(),
             Self::Awaited(awaited) => awaited.body().size_hint(),
         }

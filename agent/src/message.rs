@@ -156,7 +156,11 @@ fn request_hop_by_hop(headers: &mut HeaderMap, version: Version) -> Result<bool,
             return bad("Content-Length beside Transfer-Encoding");
         }
     }
-    let upgrade = version == Version::HTTP_11 && headers.contains_key(UPGRADE) && nominates(headers, "upgrade");
+    // An upgrade to HTTP/2 (which RFC 9113 has withdrawn) would carry requests past every rule: it is not passed on, and the
+    // request goes on as HTTP/1.1, as its caller must expect.
+    let to_http2 = headers.get_all(UPGRADE).iter().any(|value| has_token(value, "h2c"));
+    let asked = version == Version::HTTP_11 && headers.contains_key(UPGRADE) && nominates(headers, "upgrade");
+    let upgrade = asked && !to_http2;
     for name in nominated(headers) {
         match name.as_str() {
             "close" | "keep-alive" | "upgrade" | "te" | "http2-settings" | "proxy-connection" | "transfer-encoding" => {
@@ -322,6 +326,8 @@ mod tests {
             (&wanted.headers[CONNECTION], &wanted.headers[UPGRADE]),
             (&HeaderValue::from_static("upgrade"), &HeaderValue::from_static("websocket"))
         );
+        let mut to_http2 = parts("GET", "/", &[("host", "a"), ("connection", "upgrade"), ("upgrade", "h2c")]);
+        assert!(!prepare(&mut to_http2).unwrap().upgrade && !to_http2.headers.contains_key(UPGRADE));
         let mut not_nominated = parts("GET", "/", &[("host", "a"), ("upgrade", "websocket")]);
         assert!(!prepare(&mut not_nominated).unwrap().upgrade);
         assert!(!not_nominated.headers.contains_key(UPGRADE));

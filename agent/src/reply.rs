@@ -138,6 +138,7 @@ pub fn seen_status(status: u16, outcome: Outcome) -> u16 {
         },
         Outcome::Reply { status, .. } => status,
         Outcome::Timeout => 504,
+        Outcome::CallersFault => 400,
         Outcome::ConnectFailure | Outcome::RefusedStream | Outcome::Reset => 502,
     }
 }

@@ -5,6 +5,7 @@
 //! - Every request is recorded once ([`Exchange`]), and every try is told to its circuits once (`Permit`), however it ends.
 //! - Whatever goes wrong leaves by `?` as a [`Refusal`] and becomes a reply in one place.
 
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -192,6 +193,7 @@ async fn attempt(
     let (response, lease) = match sent {
         Ok(sent) => sent,
         Err(outcome) => {
+            let outcome = if call.body.failed() { Outcome::CallersFault } else { outcome };
             permit.close(outcome);
             return (outcome, None);
         }
@@ -228,6 +230,7 @@ impl Failed {
     fn stands(self) -> Result<Reply, Refusal> {
         self.reply.ok_or_else(|| match self.outcome {
             Outcome::Timeout => Refusal::new(Reason::UpstreamTimeout, "the instance took longer than it may"),
+            Outcome::CallersFault => Refusal::new(Reason::BadRequest, "the request's body cannot be read to its end"),
             Outcome::ConnectFailure => Refusal::new(Reason::UpstreamConnect, "the instance could not be reached"),
             _ => Refusal::new(Reason::UpstreamReset, "the instance broke off before it answered"),
         })
@@ -273,8 +276,19 @@ struct Call {
 /// Where a try's body comes from.
 enum Source {
     Empty,
-    Once(Option<Incoming>),
+    Once(Option<Incoming>, Rc<Cell<bool>>),
     Many(Replayable),
+}
+
+impl Source {
+    /// Whether the caller broke off, or what it sent cannot be read.
+    fn failed(&self) -> bool {
+        match self {
+            Self::Empty => false,
+            Self::Once(_, failed) => failed.get(),
+            Self::Many(body) => body.failed(),
+        }
+    }
 }
 
 impl Call {
@@ -289,7 +303,7 @@ impl Call {
         let limits = [timeout, retry::callers_timeout(&parts.headers)];
         let deadline = limits.into_iter().flatten().min().and_then(|limit| start.checked_add(limit));
         let already_retried = parts.headers.contains_key(ATTEMPT);
-        let body = if body.is_end_stream() { Source::Empty } else { Source::Once(Some(body)) };
+        let body = if body.is_end_stream() { Source::Empty } else { Source::Once(Some(body), Rc::default()) };
         Self { parts, body, facts, start, deadline, try_timeout, already_retried }
     }
 
@@ -298,7 +312,7 @@ impl Call {
         let Some(policy) = policy else { return };
         let limit = policy.timeout.and_then(|limit| self.start.checked_add(limit));
         self.deadline = [self.deadline, limit].into_iter().flatten().min();
-        if let Source::Once(body) = &mut self.body
+        if let Source::Once(body, _) = &mut self.body
             && !self.already_retried
             && let Some(body) = body.take()
         {
@@ -309,7 +323,7 @@ impl Call {
     fn replayable(&self) -> bool {
         match &self.body {
             Source::Empty => true,
-            Source::Once(_) => false,
+            Source::Once(..) => false,
             Source::Many(body) => body.can_be_sent_again(),
         }
     }
@@ -325,7 +339,10 @@ impl Call {
     fn request(&mut self, counted: bool, retries: u32, last: bool) -> Request<RequestBody> {
         let body = match &mut self.body {
             Source::Empty => RequestBody::Empty,
-            Source::Once(body) => body.take().map_or(RequestBody::Empty, RequestBody::Stream),
+            Source::Once(body, failed) => match body.take() {
+                Some(body) => RequestBody::Stream(body, Rc::clone(failed)),
+                None => RequestBody::Empty,
+            },
             Source::Many(body) => RequestBody::Replay(body.next_try()),
         };
         let mut request = Request::new(body);

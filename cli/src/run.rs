@@ -77,22 +77,6 @@ pub(crate) struct Options {
     pub(crate) on_report: Box<dyn Fn(controller::Report) + Send + Sync>,
 }
 
-impl Options {
-    /// Nothing survives a restart, and nobody is told of anything.
-    pub(crate) fn new(manifests: PathBuf, http: SocketAddr, admin: SocketAddr) -> Self {
-        Self {
-            manifests,
-            http,
-            admin,
-            workers: 0,
-            state: None,
-            default_service: None,
-            drain: Duration::from_secs(5),
-            on_report: Box::new(|_| {}),
-        }
-    }
-}
-
 /// Controller and agent, running.
 #[derive(Debug)]
 pub(crate) struct Running {

@@ -72,6 +72,11 @@ where
         !kept.overflowed && !kept.failed
     }
 
+    /// Whether the caller broke off, or what it sent cannot be read.
+    pub fn failed(&self) -> bool {
+        self.0.borrow().failed
+    }
+
     /// The body from its beginning, for the next try.
     pub fn next_try(&self) -> Replay<B> {
         let mut kept = self.0.borrow_mut();

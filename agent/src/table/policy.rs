@@ -28,6 +28,8 @@ pub enum Outcome {
     Reset,
     /// It took longer than it may.
     Timeout,
+    /// The caller broke off, or sent a body that cannot be read: it says nothing about the instance.
+    CallersFault,
 }
 
 impl Outcome {
@@ -46,6 +48,7 @@ impl Outcome {
             Self::RefusedStream => "refused-stream",
             Self::Reset => "reset",
             Self::Timeout => "timeout",
+            Self::CallersFault => "caller",
         }
     }
 }
@@ -81,6 +84,7 @@ impl Conditions {
             Outcome::RefusedStream => self.refused_stream || self.reset,
             Outcome::Reset => self.reset,
             Outcome::Timeout => self.timeout,
+            Outcome::CallersFault => false,
         }
     }
 }
