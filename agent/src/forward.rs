@@ -29,9 +29,10 @@ use pool::Lease;
 
 /// How long a connection may take to be made; a policy's timeouts may be shorter.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// What an instance may send ahead on one stream, and on a connection, of HTTP/2.
-const STREAM_WINDOW: u32 = 256 * 1024;
-const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// What an instance may send ahead on one stream of HTTP/2.
+const STREAM_WINDOW: u32 = 128 * 1024;
+/// On the connection there is no bound (RFC 9113 section 6.9.1): callers that do not read share it with others, who must not wait.
+const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 
 /// Runs HTTP/2's tasks on the worker's own thread.
 #[derive(Clone, Copy, Debug)]

@@ -10,7 +10,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use hyper::server::conn::{http1, http2};
@@ -27,6 +29,11 @@ use crate::message::{MAX_FIELDS, MAX_HEADER_BYTES};
 use crate::request;
 use crate::worker::{Caller, Worker};
 
+/// Bytes that the HTTP library should not see.
+mod guard;
+
+use guard::Guard;
+
 /// How long a connection may be without a request, from accept or the last reply to the next full header.
 const IDLE: Duration = Duration::from_secs(60);
 /// How often idle connections are looked for.
@@ -35,9 +42,10 @@ const SWEEP: Duration = Duration::from_secs(5);
 const MOST_CONNECTIONS: usize = 16_384;
 /// Streams that a caller may have open on one connection of HTTP/2.
 const MOST_STREAMS: u32 = 256;
-/// What a caller may send ahead on one stream, and on a connection, of HTTP/2.
-const STREAM_WINDOW: u32 = 256 * 1024;
-const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// What a caller may send ahead on one stream of HTTP/2.
+const STREAM_WINDOW: u32 = 64 * 1024;
+/// And on the whole connection: all streams together, so that one which is not read never holds up another.
+const CONNECTION_WINDOW: u32 = MOST_STREAMS * STREAM_WINDOW;
 /// What is buffered of a connection of HTTP/1; more than a header may be, so that one which is too large is seen to be.
 const MAX_BUFFER: usize = 2 * MAX_HEADER_BYTES;
 /// What every connection of HTTP/2 begins with.
@@ -218,7 +226,9 @@ async fn serve(
         () = &mut closing => return Ok(()),
     };
     let http2 = first == PREFACE;
-    let io = TokioIo::new(Rewound { first, sent: 0, stream });
+    let guard = (!http2).then(Guard::default);
+    let switched = Arc::clone(&caller.switched);
+    let io = TokioIo::new(CallerIo { first, sent: 0, stream, guard, switched });
     let service = service_fn(move |request| request::handle(Rc::clone(&worker), Rc::clone(&caller), request));
     if http2 {
         let connection = http2::Builder::new(LocalExecutor)
@@ -264,28 +274,43 @@ async fn first_bytes(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// A connection whose first bytes were read already, and come first again.
-struct Rewound {
+/// A caller's connection: its first bytes were read already and come first again; lines of HTTP/1 are looked at as they come.
+struct CallerIo {
     first: Vec<u8>,
     sent: usize,
     stream: TcpStream,
+    guard: Option<Guard>,
+    /// Another protocol is spoken from here on.
+    switched: Arc<AtomicBool>,
 }
 
-impl AsyncRead for Rewound {
+impl AsyncRead for CallerIo {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        let before = buf.filled().len();
         if this.sent < this.first.len() {
             let left = &this.first[this.sent..];
             let now = left.len().min(buf.remaining());
             buf.put_slice(&left[..now]);
             this.sent += now;
-            return Poll::Ready(Ok(()));
+        } else {
+            ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
         }
-        Pin::new(&mut this.stream).poll_read(cx, buf)
+        if let Some(guard) = &mut this.guard
+            && !this.switched.load(Relaxed)
+        {
+            let new = &mut buf.filled_mut()[before..];
+            if let Some(at) = guard.follow(new) {
+                // The library refuses a NUL wherever a line is, and closes.
+                new[at] = 0;
+                this.guard = None;
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
-impl AsyncWrite for Rewound {
+impl AsyncWrite for CallerIo {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }

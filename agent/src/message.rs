@@ -90,8 +90,9 @@ fn host(parts: &mut Parts) -> Result<(), Refusal> {
         }
         (None, None) => return bad("no Host"),
         (Some(authority), field) => {
+            // Without a scheme it is the authority form, which only CONNECT has.
             let scheme = parts.uri.scheme();
-            if scheme.is_some_and(|s| *s != Scheme::HTTP && *s != Scheme::HTTPS)
+            if scheme.is_none_or(|s| *s != Scheme::HTTP && *s != Scheme::HTTPS)
                 || !is_host(authority.as_str().as_bytes())
             {
                 return bad("the target is not one that can be asked for here");
@@ -267,6 +268,7 @@ mod tests {
         assert_eq!(reason("GET", "http://a/x", &[("host", "b")]), Some(Reason::BadRequest));
         assert_eq!(reason("GET", "ftp://a/x", &[("host", "a")]), Some(Reason::BadRequest));
         assert_eq!(reason("GET", "http://u@a/x", &[("host", "u@a")]), Some(Reason::BadRequest));
+        assert_eq!(reason("GET", "a:80", &[("host", "a")]), Some(Reason::BadRequest));
         for host in ["a", "A", "a:80"] {
             let mut parts = parts("GET", "http://a:80/x?y=1", &[("host", host)]);
             prepare(&mut parts).unwrap();

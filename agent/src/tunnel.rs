@@ -2,6 +2,7 @@
 //! WebSocket, is none of the agent's business.
 
 use std::rc::Rc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use http::{Response, StatusCode};
 use hyper::upgrade::OnUpgrade;
@@ -29,6 +30,7 @@ pub fn open(
         let detail = "the instance switched protocols, and nobody had asked it to";
         return Refusal::new(Reason::UpstreamReset, detail).reply(false);
     };
+    connection.switched.store(true, Relaxed);
     let worker = Rc::clone(worker);
     tokio::task::spawn_local(async move {
         worker.requests_under_way(1);

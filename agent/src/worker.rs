@@ -5,6 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Cache};
@@ -113,6 +114,8 @@ impl std::fmt::Debug for Worker {
 pub struct Caller {
     /// The address at the other end.
     pub address: SocketAddr,
+    /// Another protocol than HTTP is spoken on it now.
+    pub switched: Arc<AtomicBool>,
     under_way: Cell<u32>,
     idle_since: Cell<Instant>,
 }
@@ -120,7 +123,7 @@ pub struct Caller {
 impl Caller {
     /// A connection that no request has come on yet.
     pub fn new(address: SocketAddr, now: Instant) -> Self {
-        Self { address, under_way: Cell::new(0), idle_since: Cell::new(now) }
+        Self { address, switched: Arc::default(), under_way: Cell::new(0), idle_since: Cell::new(now) }
     }
 
     /// A request begins.

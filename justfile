@@ -1,0 +1,30 @@
+# What people working on Switchyard run. `just` lists it.
+
+default:
+    @just --list
+
+# What CI runs.
+ci:
+    .ci/run
+
+# The tests.
+test:
+    cargo test --workspace
+
+# The cost of a request beside a plain hyper proxy; `just bench counts` adds instructions, allocations and system calls.
+bench *args:
+    cargo bench -p switchyard-agent --bench cost -- {{args}}
+
+# A canary, a circuit and retries at work.
+demo:
+    cargo run --release -- demo
+
+# Writes the generated YAML again, after a change of the types.
+generate:
+    UPDATE=1 cargo test -p switchyard-crds schema
+
+fmt:
+    cargo fmt
+
+lint:
+    cargo clippy --workspace --all-targets -- -D warnings
