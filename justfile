@@ -11,6 +11,10 @@ ci:
 test:
     cargo test --workspace
 
+# The tests on the built binaries, as in `just e2e --test canary`.
+e2e *args:
+    cargo test -p switchyard-tests {{args}}
+
 # The cost of a request beside a plain hyper proxy; `just bench counts` adds instructions, allocations and system calls.
 bench *args:
     cargo bench -p switchyard-agent --bench cost -- {{args}}

@@ -50,7 +50,10 @@ impl Server {
                 let answer = answer.clone();
                 stream.set_nodelay(true).unwrap();
                 connections.spawn(async move {
-                    let server = auto::Builder::new(TokioExecutor::new());
+                    let mut server = auto::Builder::new(TokioExecutor::new());
+                    // Room for more than an agent lets through.
+                    server.http1().max_headers(256);
+                    server.http2().max_header_list_size(256 * 1024);
                     let service = service_fn(move |request| answer(request));
                     // Connections that break are what some tests are about.
                     drop(server.serve_connection_with_upgrades(TokioIo::new(stream), service).await);

@@ -50,6 +50,8 @@ pub struct EchoBackend {
 struct State {
     version: String,
     calls: AtomicU64,
+    /// Downloads that came to an end, this way or that.
+    ended: AtomicU64,
     /// The status that every call ends with; 0: none.
     status: AtomicI32,
 }
@@ -72,6 +74,11 @@ impl EchoBackend {
         self.state.calls.load(Relaxed)
     }
 
+    /// How many downloads came to an end there, because all was said or because nobody listens.
+    pub fn downloads_ended(&self) -> u64 {
+        self.state.ended.load(Relaxed)
+    }
+
     /// From now on every call ends with this status; `Ok`: as it should.
     pub fn ends_with(&self, code: Code) {
         self.state.status.store(code.into(), Relaxed);
@@ -81,6 +88,14 @@ impl EchoBackend {
 impl Drop for EchoBackend {
     fn drop(&mut self) {
         self.task.abort();
+    }
+}
+
+struct CountWhenDropped(Arc<State>);
+
+impl Drop for CountWhenDropped {
+    fn drop(&mut self) {
+        self.0.ended.fetch_add(1, Relaxed);
     }
 }
 
@@ -137,7 +152,11 @@ impl Echo for Service {
         let said = request.into_inner();
         let times = usize::try_from(said.times).unwrap();
         let last = status(said.status).err().map(Err);
-        let words = tokio_stream::iter(std::iter::repeat_n(Ok(said), times).chain(last));
+        let ended = CountWhenDropped(Arc::clone(&self.0));
+        let words = tokio_stream::iter(std::iter::repeat_n(Ok(said), times).chain(last)).map(move |word| {
+            let _ = &ended;
+            word
+        });
         Ok(self.reply(Box::pin(words) as Words))
     }
 

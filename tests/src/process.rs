@@ -148,12 +148,15 @@ impl Switchyard {
         Self::run_with(manifests, &[]).await
     }
 
-    /// The same, with more arguments.
+    /// The same, with more arguments. Its state goes away with it, unless they say where to keep it.
     pub async fn run_with(manifests: &Path, more: &[&str]) -> Self {
         let state = tempfile::tempdir().unwrap();
-        let mut args = vec!["run", "--manifests", path(manifests), "--state", path(state.path())];
+        let mut args = vec!["run", "--manifests", path(manifests)];
         args.extend(["--http", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
         args.extend(more);
+        if !more.contains(&"--state") {
+            args.extend(["--state", path(state.path())]);
+        }
         let running = Self::of(Process::start("switchyard", args), Some(state)).await;
         running.ready().await;
         running

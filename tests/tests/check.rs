@@ -10,8 +10,8 @@ use switchyard_tests::binary;
 use switchyard_tests::manifests::{Manifests, canary};
 use switchyard_tests::process::output;
 
-fn instance() -> std::net::SocketAddr {
-    "127.0.0.1:9001".parse().unwrap()
+fn instance(port: u16) -> std::net::SocketAddr {
+    ([127, 0, 0, 1], port).into()
 }
 
 /// Exit status and standard output.
@@ -21,7 +21,7 @@ fn check(args: &[&str]) -> (i32, String) {
 }
 
 fn good() -> Manifests {
-    Manifests::canary(&[("v1", instance()), ("v2", instance())], 20, 80)
+    Manifests::canary(&[("v1", instance(9001)), ("v2", instance(9002))], 20, 80)
 }
 
 #[test]
@@ -39,7 +39,7 @@ fn an_error_is_shown_with_file_line_column_and_field_and_fails() {
     let (status, said) = check(&[manifests.path().to_str().unwrap()]);
     assert_eq!(status, 1);
     assert!(said.contains("spec.destinations[1].weight: 1000001 is above 1000000"), "{said}");
-    assert!(said.contains("canary.yaml:9:"), "{said}");
+    assert!(said.contains("canary.yaml:10:"), "{said}");
     assert!(said.contains("^^^^^^^"), "the offending text is underlined:\n{said}");
     assert!(!said.contains('\u{1b}'), "no colours where there is no terminal");
 }
@@ -61,7 +61,7 @@ fn programs_get_json() {
     ] {
         assert_eq!(finding[field], value, "{finding}");
     }
-    assert_eq!(finding["line"], 9, "{finding}");
+    assert_eq!(finding["line"], 10, "{finding}");
     assert!(finding["file"].as_str().unwrap().ends_with("canary.yaml"));
     let manifests = good();
     let (status, said) = check(&["--output", "json", manifests.path().to_str().unwrap()]);

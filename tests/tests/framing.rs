@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+use std::time::Duration;
+
 use http_body_util::BodyExt;
 use switchyard_tests::client::{Connection, empty, full, get_request, request};
 use switchyard_tests::in_time;
@@ -24,7 +26,7 @@ const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nhost: my-service.shop\r\n\r\n"
 enum Fate {
     /// It is answered 4xx or 5xx, the connection closes, and nothing reaches the instance.
     Refused,
-    /// It reaches the instance as this one request: `METHOD target`, and the body.
+    /// It reaches the instance as this one request: `METHOD target`, and the body. What came behind it does not.
     Arrives(&'static str, &'static str),
 }
 
@@ -38,10 +40,10 @@ const TABLE: &[(&str, &str, Fate)] = &[
     ("chunked in capitals", "POST /x HTTP/1.1\r\nhost: {host}\r\nTransfer-Encoding: Chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", Arrives("POST /x", "abc")),
     ("a chunk extension", "POST /x HTTP/1.1\r\nhost: {host}\r\ntransfer-encoding: chunked\r\n\r\n3;a=b\r\nabc\r\n0\r\n\r\n", Arrives("POST /x", "abc")),
     ("the same length twice in one field", "POST / HTTP/1.1\r\nhost: {host}\r\ncontent-length: 3, 3\r\n\r\nabc{smuggled}", Refused),
-    ("length and chunked", "POST / HTTP/1.1\r\nhost: {host}\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n{smuggled}", Refused),
-    ("chunked and length", "POST / HTTP/1.1\r\nhost: {host}\r\ntransfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n0\r\n\r\n{smuggled}", Refused),
-    ("two lengths that differ", "POST / HTTP/1.1\r\nhost: {host}\r\ncontent-length: 0\r\ncontent-length: 51\r\n\r\n{smuggled}", Refused),
-    ("two lengths in one field", "POST / HTTP/1.1\r\nhost: {host}\r\ncontent-length: 0, 51\r\n\r\n{smuggled}", Refused),
+    ("length and chunked", "POST / HTTP/1.1\r\nhost: {host}\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n{smuggled}", Arrives("POST /", "")),
+    ("chunked and length", "POST / HTTP/1.1\r\nhost: {host}\r\ntransfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n0\r\n\r\n{smuggled}", Arrives("POST /", "")),
+    ("two lengths that differ", "POST / HTTP/1.1\r\nhost: {host}\r\ncontent-length: 0\r\ncontent-length: 49\r\n\r\n{smuggled}", Refused),
+    ("two lengths in one field", "POST / HTTP/1.1\r\nhost: {host}\r\ncontent-length: 0, 49\r\n\r\n{smuggled}", Refused),
     ("a length with a sign", "POST / HTTP/1.1\r\nhost: {host}\r\ncontent-length: +3\r\n\r\nabc", Refused),
     ("a negative length", "POST / HTTP/1.1\r\nhost: {host}\r\ncontent-length: -1\r\n\r\nabc", Refused),
     ("a length in hexadecimal", "POST / HTTP/1.1\r\nhost: {host}\r\ncontent-length: 0x3\r\n\r\nabc", Refused),
@@ -58,14 +60,14 @@ const TABLE: &[(&str, &str, Fate)] = &[
     ("a vertical tab before chunked", "POST / HTTP/1.1\r\nhost: {host}\r\ntransfer-encoding: \u{b}chunked\r\n\r\n0\r\n\r\n{smuggled}", Refused),
     ("chunked in HTTP/1.0", "POST / HTTP/1.0\r\nhost: {host}\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n{smuggled}", Refused),
     ("a space before the colon", "POST / HTTP/1.1\r\nhost: {host}\r\ntransfer-encoding : chunked\r\n\r\n0\r\n\r\n{smuggled}", Refused),
-    ("a space before the colon of a length", "POST / HTTP/1.1\r\nhost: {host}\r\ncontent-length : 51\r\n\r\n{smuggled}", Refused),
+    ("a space before the colon of a length", "POST / HTTP/1.1\r\nhost: {host}\r\ncontent-length : 49\r\n\r\n{smuggled}", Refused),
     ("a tab before the colon", "GET / HTTP/1.1\r\nhost: {host}\r\nx\t: y\r\n\r\n", Refused),
     ("a folded field", "GET / HTTP/1.1\r\nhost: {host}\r\nx: a\r\n b\r\n\r\n", Refused),
     ("a folded coding", "POST / HTTP/1.1\r\nhost: {host}\r\ntransfer-encoding:\r\n chunked\r\n\r\n0\r\n\r\n{smuggled}", Refused),
     ("a space before the first field", "GET / HTTP/1.1\r\n host: {host}\r\n\r\n", Refused),
     ("a bare CR in a value", "GET / HTTP/1.1\r\nhost: {host}\r\nx: a\rb: c\r\n\r\n", Refused),
     ("a bare CR at a line's end", "GET / HTTP/1.1\r\nhost: {host}\r\nx: a\ry: b\r\n\r\n", Refused),
-    ("a bare LF at a line's end", "POST / HTTP/1.1\r\nhost: {host}\r\nx: a\ncontent-length: 51\r\n\r\n{smuggled}", Refused),
+    ("a bare LF at a line's end", "POST / HTTP/1.1\r\nhost: {host}\r\nx: a\ncontent-length: 49\r\n\r\n{smuggled}", Refused),
     ("a bare LF after the request line", "GET / HTTP/1.1\nhost: {host}\r\n\r\n", Refused),
     ("a bare LF at the head's end", "GET / HTTP/1.1\r\nhost: {host}\r\n\n{smuggled}", Refused),
     ("bare LFs all through", "GET / HTTP/1.1\nhost: {host}\n\n", Refused),
@@ -89,7 +91,7 @@ const TABLE: &[(&str, &str, Fate)] = &[
     ("an absolute target of another scheme", "GET ftp://{host}/ HTTP/1.1\r\nhost: {host}\r\n\r\n", Refused),
     ("a target that is an authority", "GET {host}:80 HTTP/1.1\r\nhost: {host}\r\n\r\n", Refused),
     ("a target that is no path", "GET x HTTP/1.1\r\nhost: {host}\r\n\r\n", Refused),
-    ("a target with a fragment", "GET /x#y HTTP/1.1\r\nhost: {host}\r\n\r\n", Refused),
+    ("a target with a fragment", "GET /x#y HTTP/1.1\r\nhost: {host}\r\n\r\n", Arrives("GET /x", "")),
     ("CONNECT", "CONNECT {host}:80 HTTP/1.1\r\nhost: {host}\r\n\r\n", Refused),
     ("OPTIONS for everything", "OPTIONS * HTTP/1.1\r\nhost: {host}\r\n\r\n", Arrives("OPTIONS *", "")),
     ("GET for everything", "GET * HTTP/1.1\r\nhost: {host}\r\n\r\n", Refused),
@@ -104,7 +106,7 @@ const TABLE: &[(&str, &str, Fate)] = &[
     ("a chunk that is longer than it says", "POST / HTTP/1.1\r\nhost: {host}\r\ntransfer-encoding: chunked\r\n\r\n2\r\nabc\r\n0\r\n\r\n", Refused),
     ("a bare LF after a chunk size", "POST / HTTP/1.1\r\nhost: {host}\r\ntransfer-encoding: chunked\r\n\r\n3\nabc\r\n0\r\n\r\n", Refused),
     ("Connection nominates Host", "GET / HTTP/1.1\r\nhost: {host}\r\nconnection: host\r\n\r\n", Refused),
-    ("Connection nominates Content-Length", "POST / HTTP/1.1\r\nhost: {host}\r\ncontent-length: 51\r\nconnection: content-length\r\n\r\n{smuggled}", Refused),
+    ("Connection nominates Content-Length", "POST / HTTP/1.1\r\nhost: {host}\r\ncontent-length: 49\r\nconnection: content-length\r\n\r\n{smuggled}", Refused),
     ("Connection nominates Transfer-Encoding", "POST /x HTTP/1.1\r\nhost: {host}\r\ntransfer-encoding: chunked\r\nconnection: transfer-encoding\r\n\r\n3\r\nabc\r\n0\r\n\r\n", Arrives("POST /x", "abc")),
 ];
 
@@ -117,7 +119,8 @@ async fn a_request_is_refused_or_arrives_as_exactly_one() {
         let bytes = bytes.replace("{host}", HOST).replace("{smuggled}", SMUGGLED);
         let mut wire = Wire::connect(switchyard.http).await;
         wire.send(&bytes).await;
-        let reply = wire.reply().await;
+        // An agent that waits for more gets the end instead.
+        let reply = tokio::time::timeout(Duration::from_secs(2), wire.reply()).await.unwrap_or_default();
         let refused = reply.starts_with("HTTP/1.1 4") || reply.starts_with("HTTP/1.1 5") || reply.is_empty();
         // A second reply would be to a second request.
         wire.end().await;
@@ -247,7 +250,7 @@ async fn replies_without_a_body_have_none_and_the_connection_goes_on() {
     for (method, reply, kept) in [
         ("HEAD", "HTTP/1.1 200 OK\r\ncontent-length: 1000\r\netag: \"x\"\r\n\r\n", Some("1000")),
         ("GET", "HTTP/1.1 204 No Content\r\netag: \"x\"\r\n\r\n", None),
-        ("GET", "HTTP/1.1 304 Not Modified\r\netag: \"x\"\r\ncontent-length: 1000\r\n\r\n", Some("1000")),
+        ("GET", "HTTP/1.1 304 Not Modified\r\netag: \"x\"\r\ncontent-length: 1000\r\n\r\n", None),
     ] {
         let server = RawServer::answering(reply);
         let (_manifests, switchyard) = before(server.address).await;
@@ -260,9 +263,8 @@ async fn replies_without_a_body_have_none_and_the_connection_goes_on() {
             assert!(head.starts_with(&first_line.to_lowercase()), "{head:?}");
             assert_eq!(field(&head, "etag"), Some("\"x\""));
             assert_eq!(field(&head, "transfer-encoding"), None, "{head:?}");
-            if kept.is_some() {
-                assert_eq!(field(&head, "content-length"), kept, "{head:?}");
-            }
+            // A 304 may leave out how long the body would be (RFC 9110 section 8.6), and does; HEAD is asked for it.
+            assert_eq!(field(&head, "content-length"), kept, "{head:?}");
         }
         let mut connection = Connection::http2(switchyard.http).await.unwrap();
         for _ in 0..3 {

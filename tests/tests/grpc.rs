@@ -2,8 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+use http::Method;
+use switchyard_tests::backend::Server;
+use switchyard_tests::client::{Connection, full, request};
 use switchyard_tests::grpc::{self, EchoBackend, Word, word};
-use switchyard_tests::manifests::{Manifests, circuit, service};
+use switchyard_tests::manifests::{HOST, Manifests, circuit, service};
 use switchyard_tests::process::Switchyard;
 use switchyard_tests::{in_time, wait_for};
 use tokio::sync::mpsc;
@@ -118,23 +121,28 @@ async fn a_call_that_its_caller_gives_up_is_cancelled_at_the_instance() {
     let instance = EchoBackend::start("v1").await;
     let (_manifests, switchyard) = with(&instance).await;
     let mut client = grpc::client(switchyard.http).await;
-    let (say, heard) = mpsc::channel(1);
-    say.send(word("first")).await.unwrap();
-    let mut replies = client.chat(ReceiverStream::new(heard)).await.unwrap().into_inner();
-    assert_eq!(replies.next().await.unwrap().unwrap().text, "first");
-    drop(replies);
-    in_time("nobody listens to what is said", say.closed()).await;
+    let endless = Word { times: u32::MAX, ..word("x") };
+    let mut said = client.download(endless).await.unwrap().into_inner();
+    assert!(said.message().await.unwrap().is_some());
+    assert_eq!(instance.downloads_ended(), 0);
+    drop(said);
+    wait_for("the instance stops", async || instance.downloads_ended() == 1).await;
+    assert_eq!(client.once(word("next")).await.unwrap().into_inner().text, "next", "the connection goes on");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_deadline_of_the_caller_ends_the_call() {
-    let instance = EchoBackend::start("v1").await;
-    let (_manifests, switchyard) = with(&instance).await;
-    let mut client = grpc::client(switchyard.http).await;
-    let (_say, heard) = mpsc::channel::<Word>(1);
-    let mut request = tonic::Request::new(ReceiverStream::new(heard));
-    // Set by hand, so that only the agent keeps it and not the client's own clock.
-    request.metadata_mut().insert("grpc-timeout", "300m".parse().unwrap());
-    let error = in_time("the deadline", client.upload(request)).await.unwrap_err();
-    assert_eq!(error.code(), Code::DeadlineExceeded);
+    // tonic's own client and server keep the deadline themselves; these do not, so only the agent is left to do it.
+    let silent = Server::start(|_| Box::pin(std::future::pending())).await;
+    let manifests = Manifests::default();
+    manifests.write("service.yaml", &service("my-service", "grpc", &[("v1", silent.address)]));
+    let switchyard = Switchyard::run(manifests.path()).await;
+    let mut call = request(Method::POST, HOST, "/echo.v1.Echo/Once", full(vec![0; 5]));
+    for (name, value) in [("content-type", "application/grpc"), ("te", "trailers"), ("grpc-timeout", "300m")] {
+        call.headers_mut().insert(name, value.parse().unwrap());
+    }
+    let mut connection = Connection::http2(switchyard.http).await.unwrap();
+    let reply = in_time("the deadline", connection.ask(call)).await.unwrap();
+    assert_eq!((reply.status.as_u16(), reply.header("grpc-status")), (200, "4"), "as gRPC says it: DEADLINE_EXCEEDED");
+    assert_eq!(reply.header("grpc-message"), "upstream-timeout");
 }

@@ -93,14 +93,14 @@ async fn a_yaml_error_is_shown_with_its_line_and_changes_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wrong_type_is_shown_with_its_field_and_changes_nothing() {
     let broken = canary(50, 50).replace("weight: 50}", "weight: lots}");
-    let words = ["canary.yaml:8:", "spec.destinations[0].weight", "lots"];
+    let words = ["canary.yaml:9:", "spec.destinations[0].weight", "lots"];
     Scene::set().await.breaks(|m| m.write("canary.yaml", &broken), &words).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unknown_field_is_shown_with_what_was_meant_and_changes_nothing() {
     let broken = canary(50, 50).replace("weight: 50}", "wieght: 50}");
-    let words = ["canary.yaml:8:", "wieght", "did you mean `weight`?"];
+    let words = ["canary.yaml:9:", "wieght", "did you mean `weight`?"];
     Scene::set().await.breaks(|m| m.write("canary.yaml", &broken), &words).await;
 }
 
@@ -113,7 +113,7 @@ async fn weights_of_zero_everywhere_are_refused() {
 async fn a_regular_expression_that_does_not_compile_is_refused() {
     let broken = canary(50, 50)
         .replace("type: Exact, name: x-version, value: v2", "type: RegularExpression, name: x-version, value: 'v('");
-    let words = ["canary.yaml:6:", "spec.matches[0].headers[0].value"];
+    let words = ["canary.yaml:7:", "spec.matches[0].headers[0].value"];
     Scene::set().await.breaks(|m| m.write("canary.yaml", &broken), &words).await;
 }
 
@@ -210,6 +210,6 @@ async fn a_broken_file_at_a_restart_leaves_what_held_before() {
     assert!(switchyard.process.terminate().await.success());
     manifests.write("canary.yaml", &canary(50, 50).replace("weight: 50}", "weight: lots}"));
     let switchyard = Switchyard::run_with(manifests.path(), &more).await;
-    switchyard.process.says(0, &["canary.yaml:8:"]).await;
+    switchyard.process.says(0, &["canary.yaml:9:"]).await;
     switchyard.splits(20, 80).await;
 }

@@ -38,12 +38,12 @@ fn endless(length: u64, made: Arc<AtomicU64>) -> Body {
     StreamBody::new(frames).boxed_unsync()
 }
 
-async fn count(mut body: Incoming) -> u64 {
+async fn count(mut body: Incoming) -> io::Result<u64> {
     let mut length = 0;
     while let Some(frame) = body.frame().await {
-        length += frame.unwrap().data_ref().map_or(0, |data| data.len() as u64);
+        length += frame.map_err(io::Error::other)?.data_ref().map_or(0, |data| data.len() as u64);
     }
-    length
+    Ok(length)
 }
 
 /// `/down` gives a gibibyte, `/up` says how much came; `/wait` never answers; anything else is answered at once. What is
@@ -81,7 +81,7 @@ impl Instance {
                         })
                         .boxed_unsync()
                 }
-                "/up" => full(count(request.into_body()).await.to_string()),
+                "/up" => full(count(request.into_body()).await?.to_string()),
                 "/wait" => {
                     let _tell = TellWhenDropped(Arc::clone(&self.given_up));
                     self.waiting.notify_one();
@@ -117,7 +117,7 @@ async fn gibibyte_both_ways(http2: bool) {
     let (_manifests, switchyard) = through(&server, http2, &[]).await;
     let mut connection = connect(&switchyard, http2).await;
     let down = connection.send(get_request(HOST, "/down")).await.unwrap();
-    assert_eq!(count(down.into_body()).await, GIBIBYTE);
+    assert_eq!(count(down.into_body()).await.unwrap(), GIBIBYTE);
     let body = endless(GIBIBYTE, Arc::default());
     let up = connection.ask(request(Method::PUT, HOST, "/up", body)).await.unwrap();
     assert_eq!(up.text(), GIBIBYTE.to_string());
@@ -135,6 +135,18 @@ async fn a_gibibyte_goes_up_and_down_in_little_memory_on_http2() {
     gibibyte_both_ways(true).await;
 }
 
+/// Waits until nobody takes any more: what there is room for on the way is full.
+async fn steady(made: &AtomicU64) {
+    let (mut before, mut looks) = (0, 0);
+    wait_for("whoever makes the bytes is held up", async || {
+        let now = made.load(Relaxed);
+        looks = if now == before && now > 0 { looks + 1 } else { 0 };
+        before = now;
+        looks > 20
+    })
+    .await;
+}
+
 async fn slow_readers_stall_nobody(http2: bool) {
     let instance = Instance::default();
     let server = instance.start().await;
@@ -146,16 +158,7 @@ async fn slow_readers_stall_nobody(http2: bool) {
         let reply = connection.send(get_request(HOST, "/down")).await.unwrap();
         slow.push((connection, reply));
     }
-    // Until nobody takes any more: what there is room for on the way is full.
-    let mut before = u64::MAX;
-    let mut steady = 0;
-    wait_for("the instance is held up", async || {
-        let made = instance.made.load(Relaxed);
-        steady = if made == before { steady + 1 } else { 0 };
-        before = made;
-        steady > 20
-    })
-    .await;
+    steady(&instance.made).await;
     let mut connection = connect(&switchyard, http2).await;
     for _ in 0..100 {
         let reply = in_time("an answer beside the slow ones", connection.ask(get_request(HOST, "/"))).await;
@@ -165,7 +168,7 @@ async fn slow_readers_stall_nobody(http2: bool) {
     assert!(memory.peak_kib < MOST_KIB, "{memory:?} with twenty slow readers");
     // The slow ones still get everything, at their own pace.
     let (_connection, reply) = slow.pop().unwrap();
-    assert_eq!(count(reply.into_body()).await, GIBIBYTE);
+    assert_eq!(in_time("the rest", count(reply.into_body())).await.unwrap(), GIBIBYTE);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -190,6 +193,30 @@ async fn a_slow_stream_stalls_no_other_stream_of_its_connection() {
         assert_eq!(reply.unwrap().text(), "at once");
     }
     drop(slow);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn uploads_that_an_instance_does_not_take_stall_no_other_stream_of_their_connection() {
+    let instance = Instance::default();
+    let server = instance.start().await;
+    let (_manifests, switchyard) = through(&server, false, &["--workers", "1"]).await;
+    let Connection::Http2(sender) = connect(&switchyard, true).await else { unreachable!() };
+    let mut stuck = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let mut connection = Connection::Http2(sender.clone());
+        let made = Arc::clone(&instance.made);
+        stuck.spawn(async move {
+            connection.send(request(Method::PUT, HOST, "/wait", endless(GIBIBYTE, made))).await.map(drop)
+        });
+        in_time("the upload arrives", instance.waiting.notified()).await;
+    }
+    steady(&instance.made).await;
+    let mut connection = Connection::Http2(sender);
+    for _ in 0..20 {
+        let asked = request(Method::PUT, HOST, "/up", full(vec![b'x'; 100_000]));
+        let reply = in_time("an answer beside the uploads", connection.ask(asked)).await;
+        assert_eq!(reply.unwrap().text(), "100000");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
