@@ -74,7 +74,7 @@ struct Subject {
     address: SocketAddr,
 }
 
-const VALGRIND: &[&str] = &["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", "--collect-atstart=yes"];
+const VALGRIND: &[&str] = &["valgrind", "--tool=callgrind"];
 const STRACE: &[&str] = &["strace", "-f", "-c", "-o"];
 
 fn command(wrapper: &[&str], program: &std::path::Path) -> Command {
@@ -83,9 +83,10 @@ fn command(wrapper: &[&str], program: &std::path::Path) -> Command {
         Some((first, rest)) => {
             let mut command = Command::new(first);
             command.args(rest);
-            if *first == "strace" {
-                command.arg(strace_output());
-            }
+            match *first {
+                "strace" => command.arg(strace_output()),
+                _ => command.arg(format!("--callgrind-out-file={}", callgrind_output().display())),
+            };
             command.arg(program);
             command
         }
@@ -163,48 +164,82 @@ impl Subject {
 
 impl Drop for Subject {
     fn drop(&mut self) {
-        let _ = Command::new("kill").args(["-TERM", &self.tracee().to_string()]).status();
+        let _ = Command::new("kill").args(["-TERM", &self.tracee().to_string()]).stderr(Stdio::null()).status();
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Instructions and allocations per request: the difference between a short run and a longer one. Allocations are counted by
-/// a second run under another tool of valgrind's.
+/// Instructions and allocations per request: the difference between a short run and a longer one, both counted by callgrind.
 fn instructions(command: Command) -> (f64, f64) {
     let program = command.get_program().to_owned();
     let args: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
-    let run = |requests: usize, memcheck: bool| {
+    let run = |requests: usize| {
         let mut again = Command::new(&program);
-        for arg in &args {
-            let text = arg.to_string_lossy();
-            match (memcheck, text.starts_with("--callgrind") || text.starts_with("--collect"), &*text) {
-                (true, true, _) => {}
-                (true, false, "--tool=callgrind") => {
-                    again.args(["--tool=memcheck", "--undef-value-errors=no", "--leak-check=no"]);
-                }
-                _ => {
-                    again.arg(arg);
-                }
-            }
-        }
+        again.args(&args);
         let mut subject = Subject::start(again);
         let deadline = Instant::now() + Duration::from_secs(120);
         while !try_once(subject.address) {
             assert!(Instant::now() < deadline, "the proxy never answered well");
         }
         load(subject.address, requests);
-        let text = subject.stop();
-        let number = |line: &str, after: &str| -> Option<f64> {
-            let word = line.split_once(after)?.1.split_whitespace().next()?.replace(',', "");
-            word.parse().ok()
-        };
-        let after = if memcheck { "total heap usage: " } else { "Collected : " };
-        text.lines().find_map(|line| number(line, after)).unwrap_or_else(|| panic!("valgrind said {text}"))
+        subject.stop();
+        let profile = std::fs::read_to_string(callgrind_output()).expect("callgrind's output");
+        (total(&profile), allocations(&profile))
     };
     let (few, many) = (500, 4_500);
-    let per_request = |memcheck| (run(many, memcheck) - run(few, memcheck)) / (many - few) as f64;
-    (per_request(false), per_request(true))
+    let (first, second) = (run(few), run(many));
+    let per_request = |few_count: f64, many_count: f64| (many_count - few_count) / (many - few) as f64;
+    (per_request(first.0, second.0), per_request(first.1, second.1))
+}
+
+/// All instructions of a profile.
+fn total(profile: &str) -> f64 {
+    let line = profile.lines().find_map(|line| line.strip_prefix("totals: ").or(line.strip_prefix("summary: ")));
+    line.and_then(|numbers| numbers.split_whitespace().next()?.parse().ok()).expect("a sum")
+}
+
+/// Calls that hand out memory, of the system's allocator and of mimalloc, from anywhere but from one another.
+fn allocations(profile: &str) -> f64 {
+    const ENTRIES: [&str; 9] = [
+        "malloc",
+        "calloc",
+        "realloc",
+        "posix_memalign",
+        "mi_malloc",
+        "mi_zalloc",
+        "mi_realloc",
+        "mi_malloc_aligned",
+        "mi_realloc_aligned",
+    ];
+    let is_entry = |name: &str| ENTRIES.contains(&name.split(['@', '\'', ' ']).next().unwrap_or(name));
+    let mut names = std::collections::HashMap::new();
+    // A name stands beside its number the first time, and the number alone stands for it after.
+    let mut name_of = |text: &str| -> String {
+        let (number, name) = text.split_once(' ').unwrap_or((text, ""));
+        if !name.is_empty() {
+            names.insert(number.to_owned(), name.to_owned());
+        }
+        names.get(number).cloned().unwrap_or_default()
+    };
+    let (mut inside, mut called, mut count) = (false, false, 0.0);
+    for line in profile.lines() {
+        if let Some(name) = line.strip_prefix("fn=") {
+            inside = is_entry(&name_of(name));
+        } else if let Some(name) = line.strip_prefix("cfn=") {
+            called = is_entry(&name_of(name));
+        } else if let Some(calls) = line.strip_prefix("calls=")
+            && called
+            && !inside
+        {
+            count += calls.split_whitespace().next().and_then(|c| c.parse::<f64>().ok()).unwrap_or(0.0);
+        }
+    }
+    count
+}
+
+fn callgrind_output() -> std::path::PathBuf {
+    std::env::temp_dir().join(format!("switchyard-cost-{}.callgrind", std::process::id()))
 }
 
 fn system_calls(command: Command) -> f64 {
