@@ -109,7 +109,6 @@ async fn serve(
     };
     let rule_at = matching::first(service, &view).map(|entry| entry.rule);
     let rule = service.rule(rule_at);
-    service.runtime.budget.deposit(worker.index, worker.millis(exchange.start));
 
     let mut call = Call::new(parts, body, facts, exchange.start, rule.request_timeout, rule.try_timeout);
     let (mut tried, mut tries) = (Tried::default(), Tries::default());
@@ -131,6 +130,11 @@ async fn serve(
         };
         exchange.chosen(at);
         let policy = table.destination(at).retry.as_deref().filter(|p| p.max_retries > 0 && !facts.upgrade);
+        if tries.retries == 0
+            && let Some(policy) = policy
+        {
+            policy.budget.deposit(worker.index, worker.millis(exchange.start));
+        }
         call.under(policy);
         let (outcome, reply) = attempt(worker, table, &mut call, at, permit, policy, tries.retries).await;
         let Some(policy) = policy else { return Failed { outcome, reply }.stands() };
@@ -148,9 +152,8 @@ async fn serve(
             deadline: call.deadline,
         };
         let asked = reply.as_ref().and_then(|r| retry::retry_after(&r.head.headers));
-        let budget = &service.runtime.budget;
         let time = (now, worker.millis(now));
-        let next = worker.with_rng(|rng| retry::after(policy, &mut tries, asks, outcome, asked, budget, time, rng));
+        let next = worker.with_rng(|rng| retry::after(policy, &mut tries, asks, outcome, asked, time, rng));
         match next {
             Next::Again { after } => {
                 tries.reason = Some(outcome.word());

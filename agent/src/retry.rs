@@ -12,7 +12,6 @@ use http::{HeaderMap, Method};
 use rand::Rng;
 
 use crate::admit::window::Millis;
-use crate::retry::budget::Budget;
 use crate::table::{Outcome, RetrySettings};
 
 /// How long to wait.
@@ -96,14 +95,12 @@ impl Why {
 }
 
 /// Decides. `retry_after` is what the reply asked for; on `Again` the retry is taken out of the budget and counted in `tries`.
-#[expect(clippy::too_many_arguments, reason = "each is one thing the decision rests on, and there is one caller")]
 pub fn after(
     policy: &RetrySettings,
     tries: &mut Tries,
     request: Request<'_>,
     outcome: Outcome,
     retry_after: Option<Duration>,
-    budget: &Budget,
     (now, millis): (Instant, Millis),
     rng: &mut impl Rng,
 ) -> Next {
@@ -133,7 +130,7 @@ pub fn after(
     if request.deadline.is_some_and(|deadline| now + wait >= deadline) {
         return Next::Stop(Why::Deadline);
     }
-    if !budget.withdraw(millis) {
+    if !policy.budget.withdraw(millis) {
         return Next::Stop(Why::Budget);
     }
     tries.retries += 1;
@@ -189,11 +186,15 @@ mod tests {
     use rand::rngs::SmallRng;
     use switchyard_proto::v1;
 
-    use super::budget::Limits;
+    use super::budget::{Budget, Limits};
     use super::*;
 
     fn policy(max_retries: u32) -> RetrySettings {
-        RetrySettings::from(&v1::RetryPolicy {
+        policy_within(max_retries, Limits { ratio_ppm: 1_000_000, min_per_second: 1000, window_ms: 10_000 })
+    }
+
+    fn policy_within(max_retries: u32, limits: Limits) -> RetrySettings {
+        let wire = v1::RetryPolicy {
             max_retries,
             strategy: v1::BackoffStrategy::Exponential.into(),
             initial_delay_ms: 1000,
@@ -204,18 +205,15 @@ mod tests {
             methods: vec!["GET".into()],
             respect_retry_after: true,
             ..Default::default()
-        })
-    }
-
-    fn plenty() -> Budget {
-        Budget::new(Limits { ratio_ppm: 1_000_000, min_per_second: 1000, window_ms: 10_000 }, 1)
+        };
+        RetrySettings::new(&wire, std::sync::Arc::new(Budget::new(limits, 1)))
     }
 
     const FAILED: Outcome = Outcome::Reply { status: 503, grpc: None };
 
     fn decide(policy: &RetrySettings, tries: &mut Tries, request: Request<'_>, outcome: Outcome) -> Next {
         let now = (Instant::now(), Millis(0));
-        after(policy, tries, request, outcome, None, &plenty(), now, &mut SmallRng::seed_from_u64(1))
+        after(policy, tries, request, outcome, None, now, &mut SmallRng::seed_from_u64(1))
     }
 
     const GET: Request<'_> = Request { method: &Method::GET, already_retried: false, replayable: true, deadline: None };
@@ -235,10 +233,10 @@ mod tests {
         assert_eq!(tried(Request { already_retried: true, ..GET }, FAILED), Next::Stop(Why::AlreadyRetried));
         assert_eq!(tried(Request { replayable: false, ..GET }, FAILED), Next::Stop(Why::Body));
         assert_eq!(decide(&policy(0), &mut Tries::default(), GET, FAILED), Next::Stop(Why::Exhausted));
-        let none = Budget::new(Limits { ratio_ppm: 0, min_per_second: 0, window_ms: 10_000 }, 1);
+        let none = policy_within(3, Limits { ratio_ppm: 0, min_per_second: 0, window_ms: 10_000 });
         let now = (Instant::now(), Millis(0));
         let rng = &mut SmallRng::seed_from_u64(1);
-        let without = after(&policy(3), &mut Tries::default(), GET, FAILED, None, &none, now, rng);
+        let without = after(&none, &mut Tries::default(), GET, FAILED, None, now, rng);
         assert_eq!(without, Next::Stop(Why::Budget));
     }
 
@@ -248,11 +246,11 @@ mod tests {
             let start = Instant::now();
             let deadline = start + Duration::from_millis(deadline_ms);
             let request = Request { deadline: Some(deadline), ..GET };
-            let (policy, budget, mut tries) = (policy(10), plenty(), Tries::default());
+            let (policy, mut tries) = (policy(10), Tries::default());
             let mut rng = SmallRng::seed_from_u64(seed);
             let mut now = start;
             for retry in 0u32.. {
-                match after(&policy, &mut tries, request, FAILED, None, &budget, (now, Millis(0)), &mut rng) {
+                match after(&policy, &mut tries, request, FAILED, None, (now, Millis(0)), &mut rng) {
                     Next::Again { after } => {
                         let plain = 1000.0 * 2f64.powi(retry as i32);
                         let wait = after.as_secs_f64() * 1000.0;
@@ -275,7 +273,7 @@ mod tests {
         let asked = |seconds| {
             let (now, mut rng) = ((Instant::now(), Millis(0)), SmallRng::seed_from_u64(1));
             let asked = Some(Duration::from_secs(seconds));
-            after(&policy(3), &mut Tries::default(), GET, FAILED, asked, &plenty(), now, &mut rng)
+            after(&policy(3), &mut Tries::default(), GET, FAILED, asked, now, &mut rng)
         };
         assert_eq!(asked(7), Next::Again { after: Duration::from_secs(7) });
         assert_eq!(asked(301), Next::Stop(Why::Deadline));

@@ -16,13 +16,10 @@ use crate::admit::window::Millis;
 use crate::clock;
 use crate::record::metrics::{Retries, Series};
 use crate::retry::budget::{Budget, Limits};
-use crate::table::{CircuitSettings, RetrySettings, ServiceKey};
+use crate::table::{CircuitSettings, ServiceKey};
 
 /// How long state is kept that no table refers to. Long enough for a rollout to bring an address back.
 const KEPT: Duration = Duration::from_secs(600);
-
-/// The budget of a Service that no policy gives another one: the default of RetryPolicy.
-const DEFAULT_BUDGET: Limits = Limits { ratio_ppm: 200_000, min_per_second: 10, window_ms: 10_000 };
 
 /// All runtime state of an agent.
 #[derive(Debug)]
@@ -37,6 +34,7 @@ struct Kept {
     breakers: HashMap<(ServiceKey, String), Entry<KnownCircuit>>,
     loads: HashMap<(ServiceKey, SocketAddr), Entry<Load>>,
     services: HashMap<ServiceKey, Entry<ServiceRuntime>>,
+    budgets: HashMap<(ServiceKey, String), Entry<Budget>>,
     series: HashMap<[String; 4], Entry<Series>>,
     next_load: u64,
 }
@@ -66,8 +64,6 @@ pub struct KnownCircuit {
 pub struct ServiceRuntime {
     /// `namespace/name`.
     pub label: String,
-    /// How many retries its requests may add.
-    pub budget: Budget,
     /// What became of retries, and requests that were refused.
     pub retries: Retries,
 }
@@ -190,17 +186,22 @@ impl Runtime {
         find(&mut self.kept().series, key.clone(), || Series::new(key, workers))
     }
 
-    /// Budget and counters of a routed Service. The budget keeps what it holds unless the policy's numbers change.
-    pub fn service(&self, key: &ServiceKey, policy: Option<&RetrySettings>) -> Arc<ServiceRuntime> {
-        let limits = policy.map_or(DEFAULT_BUDGET, |policy| policy.budget);
+    /// The budget of a policy for the calls to one Service. It keeps what it holds unless the policy's numbers change.
+    pub fn budget(&self, service: &ServiceKey, policy: &str, limits: Limits) -> Arc<Budget> {
         let mut kept = self.kept();
-        if kept.services.get(key).is_some_and(|entry| entry.value.budget.limits() != limits) {
-            kept.services.remove(key);
+        let key = (service.clone(), policy.to_owned());
+        if kept.budgets.get(&key).is_some_and(|entry| entry.value.limits() != limits) {
+            kept.budgets.remove(&key);
         }
         let workers = self.workers;
-        find(&mut kept.services, key.clone(), || ServiceRuntime {
+        find(&mut kept.budgets, key, || Budget::new(limits, workers))
+    }
+
+    /// The counters of a routed Service.
+    pub fn service(&self, key: &ServiceKey) -> Arc<ServiceRuntime> {
+        let workers = self.workers;
+        find(&mut self.kept().services, key.clone(), || ServiceRuntime {
             label: key.to_string(),
-            budget: Budget::new(limits, workers),
             retries: Retries::new(workers),
         })
     }
@@ -236,6 +237,7 @@ impl Runtime {
             .retain(|_, entry| used(Arc::strong_count(&entry.value.breaker) > 1, &mut entry.unused_since, now));
         retain(&mut kept.loads, now);
         retain(&mut kept.services, now);
+        retain(&mut kept.budgets, now);
         retain(&mut kept.series, now);
     }
 }

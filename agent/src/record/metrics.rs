@@ -94,7 +94,7 @@ pub const RETRY_REASONS: [&str; 7] =
     ["server-error", "grpc-status", "status", "connect-failure", "refused-stream", "reset", "timeout"];
 
 /// What became of a retry, or why there was none.
-pub const RETRY_OUTCOMES: [&str; 10] = [
+pub const RETRY_OUTCOMES: [&str; 9] = [
     "success",
     "failure",
     "retries-exhausted",
@@ -104,7 +104,6 @@ pub const RETRY_OUTCOMES: [&str; 10] = [
     "deadline",
     "already-retried",
     "no-instance",
-    "cancelled",
 ];
 
 /// What became of a Service's retries, and how many of its requests the agent answered itself.

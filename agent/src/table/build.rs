@@ -8,7 +8,7 @@ use std::sync::Arc;
 use switchyard_proto::v1;
 
 use super::destination::{Circuit, Destination, Instance, PortInstances};
-use super::policy::{CircuitSettings, RetrySettings, limit};
+use super::policy::{CircuitSettings, RetrySettings, budget_limits, limit};
 use super::{Port, Rule, Service, ServiceKey, Shares, resource_key};
 use crate::matching::Entry;
 use crate::resources::Resources;
@@ -54,7 +54,7 @@ pub(super) fn service(resources: &Resources, key: &ServiceKey, fingerprint: Vec<
             }],
             ..v1::Rule::default()
         }),
-        runtime: runtime.service(key, builder.budget().as_deref()),
+        runtime: runtime.service(key),
         key: key.clone(),
         ports,
         fingerprint,
@@ -75,13 +75,13 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    /// The budget of a Service is that of its least specific policy: the one for the Service as a whole, if there is one.
-    fn budget(&self) -> Option<Arc<RetrySettings>> {
-        self.routes.retries.last().map(|retry| Arc::new(RetrySettings::from(retry)))
+    fn retry(&self, wire: &v1::RetryPolicy) -> Arc<RetrySettings> {
+        let budget = self.runtime.budget(self.key, &wire.name, budget_limits(wire));
+        Arc::new(RetrySettings::new(wire, budget))
     }
 
     fn rule(&self, wire: &v1::Rule) -> Rule {
-        let named = wire.retry.as_ref().map(|retry| Arc::new(RetrySettings::from(retry)));
+        let named = wire.retry.as_ref().map(|retry| self.retry(retry));
         let destinations: Vec<Destination> =
             wire.destinations.iter().map(|d| self.destination(wire, d, named.as_ref())).collect();
         let shares =
@@ -103,7 +103,7 @@ impl Builder<'_> {
         let label: Arc<str> = target.to_string().into();
         let attached = || {
             let policy = self.routes.retries.iter().find(|r| covers(r.target.as_ref(), selector))?;
-            Some(Arc::new(RetrySettings::from(policy)))
+            Some(self.retry(policy))
         };
         let routes = self.resources.routes(&resource_key(v1::Kind::Routes, &target));
         let circuits: Vec<Arc<CircuitSettings>> = routes

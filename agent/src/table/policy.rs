@@ -8,7 +8,7 @@ use switchyard_proto::v1;
 
 use crate::admit::breaker;
 use crate::retry::backoff::{Backoff, Strategy};
-use crate::retry::budget::Limits;
+use crate::retry::budget::{Budget, Limits};
 
 /// How one try ended, as everything that judges it sees it: breaker, retry, metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,12 +168,22 @@ pub struct RetrySettings {
     pub rechoose_destination: bool,
     /// How much of a body is kept, at most [`MAX_BODY_BYTES`].
     pub max_body_bytes: usize,
-    /// How much retries may add to the Service's load.
-    pub budget: Limits,
+    /// How much retries may add to the load; outlives the table.
+    pub budget: Arc<Budget>,
 }
 
-impl From<&v1::RetryPolicy> for RetrySettings {
-    fn from(wire: &v1::RetryPolicy) -> Self {
+/// The budget that a policy asks for.
+pub(super) fn budget_limits(wire: &v1::RetryPolicy) -> Limits {
+    Limits {
+        ratio_ppm: wire.budget_ratio_ppm,
+        min_per_second: wire.budget_min_per_second,
+        window_ms: wire.budget_window_ms.max(1000),
+    }
+}
+
+impl RetrySettings {
+    /// From the wire.
+    pub fn new(wire: &v1::RetryPolicy, budget: Arc<Budget>) -> Self {
         let strategy = match wire.strategy() {
             v1::BackoffStrategy::Fixed => Strategy::Fixed,
             v1::BackoffStrategy::Linear => Strategy::Linear,
@@ -199,11 +209,7 @@ impl From<&v1::RetryPolicy> for RetrySettings {
             avoid_previous_instances: wire.avoid_previous_instances,
             rechoose_destination: wire.rechoose_destination,
             max_body_bytes: usize::try_from(wire.max_body_bytes.min(MAX_BODY_BYTES)).unwrap_or(0),
-            budget: Limits {
-                ratio_ppm: wire.budget_ratio_ppm,
-                min_per_second: wire.budget_min_per_second,
-                window_ms: wire.budget_window_ms.max(1000),
-            },
+            budget,
         }
     }
 }
