@@ -54,7 +54,7 @@ impl Server {
                     // Room for more than an agent lets through.
                     server.http1().max_headers(256);
                     server.http2().max_header_list_size(256 * 1024);
-                    let service = service_fn(move |request| answer(request));
+                    let service = service_fn(answer);
                     // Connections that break are what some tests are about.
                     drop(server.serve_connection_with_upgrades(TokioIo::new(stream), service).await);
                 });

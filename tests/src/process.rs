@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -17,7 +17,7 @@ use crate::{binaries, binary, client, wait_for};
 #[derive(Debug)]
 pub struct Process {
     name: String,
-    child: Child,
+    child: Mutex<Child>,
     said: Arc<Mutex<String>>,
 }
 
@@ -30,7 +30,7 @@ impl Process {
         let said = Arc::default();
         listen(child.stdout.take().unwrap(), &said);
         listen(child.stderr.take().unwrap(), &said);
-        Self { name: name.to_owned(), child, said }
+        Self { name: name.to_owned(), child: Mutex::new(child), said }
     }
 
     /// Everything it has said so far, standard output and standard error as they came.
@@ -41,18 +41,21 @@ impl Process {
     /// Waits until it has said all of these words after it had said so many bytes.
     pub async fn says(&self, after: usize, words: &[&str]) {
         wait_for(&format!("{} says {words:?}", self.name), async || {
+            let ended = self.ended();
             let said = self.said();
-            words.iter().all(|word| said[after..].contains(word))
+            let all = words.iter().all(|word| said[after..].contains(word));
+            assert!(all || ended.is_none(), "{} ended with {ended:?}, and did not say {words:?}", self.name);
+            all
         })
         .await;
     }
 
     /// The addresses of its line `listening NAME=ADDR ...`.
-    async fn listening(&mut self) -> HashMap<String, SocketAddr> {
+    async fn listening(&self) -> HashMap<String, SocketAddr> {
         let mut addresses = HashMap::new();
         wait_for("a process says where it listens", async || {
-            let ended = self.child.try_wait().unwrap();
-            assert!(ended.is_none(), "{} ended at once, with {ended:?}:\n{}", self.name, self.said());
+            let ended = self.ended();
+            assert!(ended.is_none(), "{} ended at once, with {ended:?}", self.name);
             let said = self.said();
             let Some(line) = said.lines().find_map(|line| line.strip_prefix("listening ")) else { return false };
             let pairs = line.split_whitespace().filter_map(|pair| pair.split_once('='));
@@ -63,19 +66,29 @@ impl Process {
         addresses
     }
 
+    /// Its exit status, once it has ended.
+    fn ended(&self) -> Option<ExitStatus> {
+        self.child().try_wait().unwrap()
+    }
+
+    fn child(&self) -> MutexGuard<'_, Child> {
+        self.child.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Ends it as `kill -9` does.
-    pub fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+    pub fn kill(&self) {
+        let mut child = self.child();
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     /// Asks it to end as `kill` does, and waits until it has.
-    pub async fn terminate(&mut self) -> ExitStatus {
-        let kill = format!("kill -TERM {}", self.child.id());
+    pub async fn terminate(&self) -> ExitStatus {
+        let kill = format!("kill -TERM {}", self.child().id());
         assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
         let mut status = None;
         wait_for("a process ends after SIGTERM", async || {
-            status = self.child.try_wait().unwrap();
+            status = self.ended();
             status.is_some()
         })
         .await;
@@ -84,7 +97,7 @@ impl Process {
 
     /// Its memory.
     pub fn memory(&self) -> Memory {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child().id())).unwrap();
         let kibibytes = |field: &str| {
             let line = status.lines().find(|line| line.starts_with(field)).unwrap();
             line.split_whitespace().nth(1).unwrap().parse().unwrap()
@@ -116,10 +129,11 @@ fn listen(pipe: impl Read + Send + 'static, said: &Arc<Mutex<String>>) {
 impl Drop for Process {
     fn drop(&mut self) {
         // Either fails only if it has ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let mut child = self.child();
+        let _ = child.kill();
+        let _ = child.wait();
         if std::thread::panicking() {
-            let said = self.said.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
             eprintln!("---- {} said:\n{said}----", self.name);
         }
     }
@@ -170,7 +184,7 @@ impl Switchyard {
         Self::of(Process::start("switchyard-agent", args), None).await
     }
 
-    async fn of(mut process: Process, state: Option<TempDir>) -> Self {
+    async fn of(process: Process, state: Option<TempDir>) -> Self {
         let addresses = process.listening().await;
         Self { process, http: addresses["http"], admin: addresses["admin"], _state: state }
     }
@@ -255,7 +269,7 @@ impl Controller {
     pub async fn start(manifests: &Path, listen: SocketAddr) -> Self {
         let listen = listen.to_string();
         let args = ["--manifests", path(manifests), "--listen", &listen, "--admin", "127.0.0.1:0"];
-        let mut process = Process::start("switchyard-controller", args);
+        let process = Process::start("switchyard-controller", args);
         let addresses = process.listening().await;
         Self { process, agents: addresses["agents"], admin: addresses["admin"] }
     }

@@ -205,7 +205,7 @@ async fn a_broken_file_at_a_restart_leaves_what_held_before() {
     let manifests = Manifests::canary(&[("v1", v1.address), ("v2", v2.address)], 20, 80);
     let state = tempfile::tempdir().unwrap();
     let more = ["--state", state.path().to_str().unwrap()];
-    let mut switchyard = Switchyard::run_with(manifests.path(), &more).await;
+    let switchyard = Switchyard::run_with(manifests.path(), &more).await;
     switchyard.splits(20, 80).await;
     assert!(switchyard.process.terminate().await.success());
     manifests.write("canary.yaml", &canary(50, 50).replace("weight: 50}", "weight: lots}"));

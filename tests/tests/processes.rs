@@ -28,7 +28,7 @@ async fn a_controller_that_is_killed_under_load_is_not_missed_and_resumes_with_w
     let (v1, v2) = (Backend::start("v1").await, Backend::start("v2").await);
     let manifests = Manifests::canary(&[("v1", v1.address), ("v2", v2.address)], 20, 80);
     let state = tempfile::tempdir().unwrap();
-    let mut controller = Controller::start(manifests.path(), any()).await;
+    let controller = Controller::start(manifests.path(), any()).await;
     let agent = Switchyard::agent(controller.agents, state.path()).await;
     agent.ready().await;
     agent.splits(20, 80).await;
@@ -73,8 +73,8 @@ async fn an_agent_that_restarts_without_a_controller_serves_its_last_good_config
     let (v1, v2) = (Backend::start("v1").await, Backend::start("v2").await);
     let manifests = Manifests::canary(&[("v1", v1.address), ("v2", v2.address)], 20, 80);
     let state = tempfile::tempdir().unwrap();
-    let mut controller = Controller::start(manifests.path(), any()).await;
-    let mut agent = Switchyard::agent(controller.agents, state.path()).await;
+    let controller = Controller::start(manifests.path(), any()).await;
+    let agent = Switchyard::agent(controller.agents, state.path()).await;
     agent.splits(20, 80).await;
     let address = controller.agents;
     controller.process.kill();
@@ -127,7 +127,7 @@ async fn sigterm_finishes_what_is_under_way_and_exits_zero() {
     })
     .await;
     let manifests = Manifests::of(&[("v1", slow.address)]);
-    let mut switchyard = Switchyard::run(manifests.path()).await;
+    let switchyard = Switchyard::run(manifests.path()).await;
     let http = switchyard.http;
     let call = tokio::spawn(async move { client::ask(http, plain()).await.unwrap() });
     asked.notified().await;
