@@ -10,7 +10,7 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use crate::expect::Awaited;
+use crate::interim::Awaited;
 use crate::reply::Relay;
 use crate::retry::replay::Replay;
 

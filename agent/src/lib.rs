@@ -17,12 +17,12 @@ pub mod choose;
 pub mod classify;
 /// Reading the time.
 pub mod clock;
-/// `Expect: 100-continue`.
-pub mod expect;
 /// Why a request goes where it goes.
 pub mod explain;
 /// One try.
 pub mod forward;
+/// Interim replies.
+pub mod interim;
 /// Connections from callers.
 pub mod listen;
 /// Where log lines go.

@@ -25,6 +25,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::clock;
 use crate::forward::LocalExecutor;
+use crate::interim::Interim;
 use crate::message::{MAX_FIELDS, MAX_HEADER_BYTES};
 use crate::request;
 use crate::worker::{Caller, Worker};
@@ -227,8 +228,8 @@ async fn serve(
     };
     let http2 = first == PREFACE;
     let guard = (!http2).then(Guard::default);
-    let switched = Arc::clone(&caller.switched);
-    let io = TokioIo::new(CallerIo { first, sent: 0, stream, guard, switched });
+    let (interim, switched) = (Arc::clone(&caller.interim), Arc::clone(&caller.switched));
+    let io = TokioIo::new(CallerIo { first, sent: 0, stream, guard, switched, interim });
     let service = service_fn(move |request| request::handle(Rc::clone(&worker), Rc::clone(&caller), request));
     if http2 {
         let connection = http2::Builder::new(LocalExecutor)
@@ -282,6 +283,8 @@ struct CallerIo {
     guard: Option<Guard>,
     /// Another protocol is spoken from here on.
     switched: Arc<AtomicBool>,
+    /// Interim replies, which go in front of what the library writes.
+    interim: Arc<Interim>,
 }
 
 impl AsyncRead for CallerIo {
@@ -312,7 +315,10 @@ impl AsyncRead for CallerIo {
 
 impl AsyncWrite for CallerIo {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let this = &mut *self;
+        ready!(this.interim.poll_write(&mut this.stream, cx))?;
+        this.interim.flushed(false);
+        Pin::new(&mut this.stream).poll_write(cx, buf)
     }
 
     fn poll_write_vectored(
@@ -320,7 +326,10 @@ impl AsyncWrite for CallerIo {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let this = &mut *self;
+        ready!(this.interim.poll_write(&mut this.stream, cx))?;
+        this.interim.flushed(false);
+        Pin::new(&mut this.stream).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -328,7 +337,12 @@ impl AsyncWrite for CallerIo {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        // The library asks for this when it has written all it had.
+        let this = &mut *self;
+        this.interim.flushed(true);
+        this.interim.wake(cx);
+        ready!(this.interim.poll_write(&mut this.stream, cx))?;
+        Pin::new(&mut this.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -190,9 +190,7 @@ fn request_hop_by_hop(headers: &mut HeaderMap, version: Version) -> Result<bool,
 
 /// Takes out of a reply what its instance said to us alone. A switch of protocols keeps what the caller must see.
 pub fn prepare_reply(headers: &mut HeaderMap, switching: bool) {
-    let hop_by_hop =
-        |name: &HeaderName| [CONNECTION, TE, KEEP_ALIVE, PROXY_CONNECTION, TRANSFER_ENCODING, UPGRADE].contains(name);
-    if !headers.keys().any(hop_by_hop) {
+    if !headers.keys().any(is_hop_by_hop) {
         return;
     }
     let wanted = headers.get(UPGRADE).cloned();
@@ -206,6 +204,11 @@ pub fn prepare_reply(headers: &mut HeaderMap, switching: bool) {
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(UPGRADE, wanted);
     }
+}
+
+/// Whether a field is for one connection only, whatever Connection says.
+pub fn is_hop_by_hop(name: &HeaderName) -> bool {
+    [CONNECTION, TE, KEEP_ALIVE, PROXY_CONNECTION, TRANSFER_ENCODING, UPGRADE].contains(name)
 }
 
 fn remove_hop_by_hop(headers: &mut HeaderMap) {

@@ -8,11 +8,12 @@
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::header::HOST;
 use http::request::Parts;
-use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Version};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
@@ -20,6 +21,7 @@ use hyper::upgrade::OnUpgrade;
 use crate::body::{ReplyBody, RequestBody};
 use crate::choose::{self, Tried};
 use crate::classify::{self, Verdict};
+use crate::interim::{self, Interim};
 use crate::matching::{self, View};
 use crate::message::{self, Facts};
 use crate::record::Exchange;
@@ -27,9 +29,9 @@ use crate::refusal::{Reason, Refusal};
 use crate::reply::Relay;
 use crate::retry::replay::Replayable;
 use crate::retry::{self, Next, Tries};
-use crate::table::{At, Outcome, RetrySettings};
+use crate::table::{At, Outcome, RetrySettings, Rule};
 use crate::worker::{Caller, TableRef, Worker};
-use crate::{clock, expect, forward, tunnel};
+use crate::{clock, forward, tunnel};
 
 /// Says, on every request that may be retried, which try it is; an agent that sees it does not retry by itself.
 pub const ATTEMPT: HeaderName = HeaderName::from_static("x-switchyard-attempt");
@@ -50,15 +52,14 @@ pub async fn handle(
         Ok(facts) => facts,
         Err(refusal) => {
             exchange.refused(refusal.reason);
-            return Ok(if parts.version < http::Version::HTTP_2 {
-                refusal.reply_and_close()
-            } else {
-                refusal.reply(false)
-            });
+            return Ok(if parts.version < Version::HTTP_2 { refusal.reply_and_close() } else { refusal.reply(false) });
         }
     };
     let on_upgrade = parts.extensions.remove::<OnUpgrade>();
-    match serve(&worker, &table, &mut exchange, parts, body, facts).await {
+    let interim = (parts.version == Version::HTTP_11).then(|| Arc::clone(&caller.interim));
+    let served = serve(&worker, &table, &mut exchange, parts, body, facts, interim).await;
+    caller.interim.settle();
+    match served {
         Ok(mut reply) => {
             exchange.status(reply.head.status.as_u16());
             let switching = reply.head.status == StatusCode::SWITCHING_PROTOCOLS;
@@ -92,6 +93,7 @@ async fn serve(
     parts: Parts,
     body: Incoming,
     facts: Facts,
+    interim: Option<Arc<Interim>>,
 ) -> Result<Reply, Refusal> {
     let host = parts.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     let (service_at, port) = table.identify(host)?;
@@ -110,7 +112,8 @@ async fn serve(
     let rule_at = matching::first(service, &view).map(|entry| entry.rule);
     let rule = service.rule(rule_at);
 
-    let mut call = Call::new(parts, body, facts, exchange.start, rule.request_timeout, rule.try_timeout);
+    let mut call = Call::new(parts, body, facts, exchange.start, rule);
+    call.interim = interim;
     let (mut tried, mut tries) = (Tried::default(), Tries::default());
     let mut last: Option<Failed> = None;
     loop {
@@ -186,6 +189,8 @@ async fn attempt(
 ) -> (Outcome, Option<Reply>) {
     let last = policy.is_none_or(|p| retries >= p.max_retries);
     let request = call.request(policy.is_some(), retries, last);
+    let expects = call.facts.expects_continue && !request.body().is_end_stream();
+    let request = interim::listen(request, call.interim.as_ref(), expects);
     let deadline = call.try_deadline(policy);
     let version = call.parts.version;
     let sending = forward::send(worker, table.instance(at), request, version, call.facts.upgrade);
@@ -274,6 +279,8 @@ struct Call {
     deadline: Option<Instant>,
     try_timeout: Option<Duration>,
     already_retried: bool,
+    /// Where interim replies go, if the caller takes them.
+    interim: Option<Arc<Interim>>,
 }
 
 /// Where a try's body comes from.
@@ -295,19 +302,12 @@ impl Source {
 }
 
 impl Call {
-    fn new(
-        parts: Parts,
-        body: Incoming,
-        facts: Facts,
-        start: Instant,
-        timeout: Option<Duration>,
-        try_timeout: Option<Duration>,
-    ) -> Self {
-        let limits = [timeout, retry::callers_timeout(&parts.headers)];
+    fn new(parts: Parts, body: Incoming, facts: Facts, start: Instant, rule: &Rule) -> Self {
+        let limits = [rule.request_timeout, retry::callers_timeout(&parts.headers)];
         let deadline = limits.into_iter().flatten().min().and_then(|limit| start.checked_add(limit));
         let already_retried = parts.headers.contains_key(ATTEMPT);
         let body = if body.is_end_stream() { Source::Empty } else { Source::Once(Some(body), Rc::default()) };
-        Self { parts, body, facts, start, deadline, try_timeout, already_retried }
+        Self { parts, body, facts, start, deadline, try_timeout: rule.try_timeout, already_retried, interim: None }
     }
 
     /// The policy that holds for the next try: its time for all tries counts, and what it may need again is kept.
@@ -356,11 +356,7 @@ impl Call {
         if counted && !self.already_retried {
             request.headers_mut().insert(ATTEMPT, attempt_number(retries + 1));
         }
-        if self.facts.expects_continue && !request.body().is_end_stream() {
-            expect::hold_back(request)
-        } else {
-            request
-        }
+        request
     }
 }
 

@@ -14,6 +14,7 @@ use rand::{Rng, SeedableRng};
 
 use crate::admit::window::Millis;
 use crate::forward::pool::Pool;
+use crate::interim::Interim;
 use crate::record::metrics::Retries;
 use crate::runtime::Runtime;
 use crate::table::Table;
@@ -114,6 +115,8 @@ impl std::fmt::Debug for Worker {
 pub struct Caller {
     /// The address at the other end.
     pub address: SocketAddr,
+    /// Interim replies for it, which HTTP/1.1 takes.
+    pub interim: Arc<Interim>,
     /// Another protocol than HTTP is spoken on it now.
     pub switched: Arc<AtomicBool>,
     under_way: Cell<u32>,
@@ -123,7 +126,13 @@ pub struct Caller {
 impl Caller {
     /// A connection that no request has come on yet.
     pub fn new(address: SocketAddr, now: Instant) -> Self {
-        Self { address, switched: Arc::default(), under_way: Cell::new(0), idle_since: Cell::new(now) }
+        Self {
+            address,
+            interim: Arc::default(),
+            switched: Arc::default(),
+            under_way: Cell::new(0),
+            idle_since: Cell::new(now),
+        }
     }
 
     /// A request begins.
