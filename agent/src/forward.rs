@@ -3,8 +3,8 @@
 //! Keeps true:
 //! - This is the one seam to the HTTP library on the upstream side: connect, check out, send.
 //! - A request that hyper hands back unsent is sent on a new connection at once; that is no retry, for nothing was sent.
-//! - A request that a kept connection broke off before any reply is sent once more on a new one only if it has no body and its
-//!   method is idempotent (RFC 9110 section 9.2.2): the instance most likely closed an idle connection.
+//! - A kept connection that breaks off before any reply is a failure of its own, [`Failure::Stale`]: whoever asks knows whether the
+//!   request may be sent once more.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -44,6 +44,30 @@ impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for LocalExecu
     }
 }
 
+/// Which connection a request may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Connection {
+    /// One that was used before, where there is one.
+    Kept,
+    /// Only a new one.
+    New,
+}
+
+/// How a try failed before it had the head of a reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// A kept connection broke off: most likely the instance had just closed it.
+    Stale,
+    /// Otherwise.
+    Of(Outcome),
+}
+
+impl From<Outcome> for Failure {
+    fn from(outcome: Outcome) -> Self {
+        Self::Of(outcome)
+    }
+}
+
 /// Sends a request and waits for the head of its reply. `version` is what the caller speaks: it decides where the port's
 /// protocol is not declared.
 ///
@@ -55,16 +79,19 @@ pub async fn send(
     request: Request<RequestBody>,
     version: Version,
     upgrade: bool,
-) -> Result<(Response<Incoming>, Lease), Outcome> {
+    connection: Connection,
+) -> Result<(Response<Incoming>, Lease), Failure> {
     let http2 = match instance.protocol {
         Protocol::Http2 => true,
         Protocol::Unspecified => version == Version::HTTP_2,
         Protocol::Http1 | Protocol::Tcp => false,
     };
     if http2 {
-        send_http2(worker, instance, for_http2(request)?).await
+        Ok(send_http2(worker, instance, for_http2(request)?).await?)
     } else {
-        send_http1(worker, instance, for_http1(request), upgrade).await
+        // A connection that is upgraded never comes back, so none of the kept ones is spent on it.
+        let kept = connection == Connection::Kept && !upgrade;
+        send_http1(worker, instance, for_http1(request), upgrade, kept).await
     }
 }
 
@@ -73,12 +100,11 @@ async fn send_http1(
     instance: &Instance,
     mut request: Request<RequestBody>,
     upgrade: bool,
-) -> Result<(Response<Incoming>, Lease), Outcome> {
+    kept: bool,
+) -> Result<(Response<Incoming>, Lease), Failure> {
     let id = instance.load.id;
     let with_body = !request.body().is_end_stream();
-    // A connection that is upgraded never comes back, so none of the kept ones is spent on it.
-    while !upgrade && let Some(mut sender) = worker.pool.take_http1(id) {
-        let again = again(&request);
+    while kept && let Some(mut sender) = worker.pool.take_http1(id) {
         // Its last reply has just come whole; the connection's own task may have a last step to do.
         if !sender.is_ready() && sender.ready().await.is_err() {
             continue;
@@ -87,33 +113,16 @@ async fn send_http1(
             Ok(response) => return Ok((response, worker.pool.lease(id, sender, with_body))),
             Err(mut error) => match error.take_message() {
                 Some(unsent) => request = unsent,
-                None => match again {
-                    Some(again) if error.error().is_incomplete_message() => {
-                        request = again;
-                        break;
-                    }
-                    _ => return Err(Outcome::Reset),
-                },
+                None if error.error().is_incomplete_message() => return Err(Failure::Stale),
+                None => return Err(Outcome::Reset.into()),
             },
         }
     }
     let mut sender = connect_http1(instance, upgrade).await?;
     match sender.send_request(request).await {
         Ok(response) => Ok((response, worker.pool.lease(id, sender, with_body))),
-        Err(_) => Err(Outcome::Reset),
+        Err(_) => Err(Outcome::Reset.into()),
     }
-}
-
-/// The same request once more, where that is safe: nothing in its body, and an idempotent method.
-fn again(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
-    if !request.body().is_end_stream() || !request.method().is_idempotent() {
-        return None;
-    }
-    let mut again = Request::new(RequestBody::Empty);
-    *again.method_mut() = request.method().clone();
-    *again.uri_mut() = request.uri().clone();
-    *again.headers_mut() = request.headers().clone();
-    Some(again)
 }
 
 async fn send_http2(

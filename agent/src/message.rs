@@ -31,6 +31,10 @@ pub struct Facts {
     pub upgrade: bool,
     /// Its caller waits for a 100 before it sends the body.
     pub expects_continue: bool,
+    /// Its caller says how long it waits.
+    pub has_deadline: bool,
+    /// Another agent on the way counts its tries.
+    pub already_retried: bool,
 }
 
 /// Checks a request's head and takes out of it what is not for the instance. Afterwards the target is in origin form (or `*`) and
@@ -52,6 +56,8 @@ pub fn prepare(parts: &mut Parts) -> Result<Facts, Refusal> {
             | "http2-settings" => {
                 hop_by_hop = true;
             }
+            "grpc-timeout" | "x-request-timeout" => facts.has_deadline = true,
+            "x-switchyard-attempt" => facts.already_retried = true,
             "expect" => facts.expects_continue = value.as_bytes().eq_ignore_ascii_case(b"100-continue"),
             "content-type" => facts.grpc = value.as_bytes().starts_with(b"application/grpc"),
             _ => {}

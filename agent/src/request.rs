@@ -21,6 +21,7 @@ use hyper::upgrade::OnUpgrade;
 use crate::body::{ReplyBody, RequestBody};
 use crate::choose::{self, Tried};
 use crate::classify::{self, Verdict};
+use crate::forward::{self, Connection, Failure};
 use crate::interim::{self, Interim};
 use crate::matching::{self, View};
 use crate::message::{self, Facts};
@@ -31,7 +32,7 @@ use crate::retry::replay::Replayable;
 use crate::retry::{self, Next, Tries};
 use crate::table::{At, Outcome, RetrySettings, Rule};
 use crate::worker::{Caller, TableRef, Worker};
-use crate::{clock, forward, tunnel};
+use crate::{clock, tunnel};
 
 /// Says, on every request that may be retried, which try it is; an agent that sees it does not retry by itself.
 pub const ATTEMPT: HeaderName = HeaderName::from_static("x-switchyard-attempt");
@@ -150,7 +151,7 @@ async fn serve(
         let now = clock::now();
         let asks = retry::Request {
             method: &call.parts.method,
-            already_retried: call.already_retried,
+            already_retried: call.facts.already_retried,
             replayable: call.replayable(),
             deadline: call.deadline,
         };
@@ -187,13 +188,25 @@ async fn attempt(
     policy: Option<&RetrySettings>,
     retries: u32,
 ) -> (Outcome, Option<Reply>) {
-    let last = policy.is_none_or(|p| retries >= p.max_retries);
-    let request = call.request(policy.is_some(), retries, last);
-    let expects = call.facts.expects_continue && !request.body().is_end_stream();
-    let request = interim::listen(request, call.interim.as_ref(), expects);
+    let again = call.outlives_a_stale_connection();
+    let last = !again && policy.is_none_or(|p| retries >= p.max_retries);
     let deadline = call.try_deadline(policy);
     let version = call.parts.version;
-    let sending = forward::send(worker, table.instance(at), request, version, call.facts.upgrade);
+    let (upgrade, expects) = (call.facts.upgrade, call.facts.expects_continue);
+    let sending = async {
+        let mut kept = Connection::Kept;
+        loop {
+            let request = call.request(policy.is_some(), retries, last);
+            let expects = expects && !request.body().is_end_stream();
+            let request = interim::listen(request, call.interim.as_ref(), expects);
+            match forward::send(worker, table.instance(at), request, version, upgrade, kept).await {
+                Err(Failure::Stale) if again && matches!(kept, Connection::Kept) => kept = Connection::New,
+                Err(Failure::Stale) => return Err(Outcome::Reset),
+                Err(Failure::Of(outcome)) => return Err(outcome),
+                Ok(sent) => return Ok(sent),
+            }
+        }
+    };
     let sent = match deadline {
         Some(deadline) => tokio::time::timeout_at(deadline.into(), sending).await.unwrap_or(Err(Outcome::Timeout)),
         None => sending.await,
@@ -278,7 +291,6 @@ struct Call {
     /// It must be answered by then: by the rule, the policy and the caller, whichever is first.
     deadline: Option<Instant>,
     try_timeout: Option<Duration>,
-    already_retried: bool,
     /// Where interim replies go, if the caller takes them.
     interim: Option<Arc<Interim>>,
 }
@@ -303,11 +315,11 @@ impl Source {
 
 impl Call {
     fn new(parts: Parts, body: Incoming, facts: Facts, start: Instant, rule: &Rule) -> Self {
-        let limits = [rule.request_timeout, retry::callers_timeout(&parts.headers)];
+        let callers = facts.has_deadline.then(|| retry::callers_timeout(&parts.headers)).flatten();
+        let limits = [rule.request_timeout, callers];
         let deadline = limits.into_iter().flatten().min().and_then(|limit| start.checked_add(limit));
-        let already_retried = parts.headers.contains_key(ATTEMPT);
         let body = if body.is_end_stream() { Source::Empty } else { Source::Once(Some(body), Rc::default()) };
-        Self { parts, body, facts, start, deadline, try_timeout: rule.try_timeout, already_retried, interim: None }
+        Self { parts, body, facts, start, deadline, try_timeout: rule.try_timeout, interim: None }
     }
 
     /// The policy that holds for the next try: its time for all tries counts, and what it may need again is kept.
@@ -316,7 +328,7 @@ impl Call {
         let limit = policy.timeout.and_then(|limit| self.start.checked_add(limit));
         self.deadline = [self.deadline, limit].into_iter().flatten().min();
         if let Source::Once(body, _) = &mut self.body
-            && !self.already_retried
+            && !self.facts.already_retried
             && let Some(body) = body.take()
         {
             self.body = Source::Many(Replayable::new(body, policy.max_body_bytes));
@@ -338,7 +350,7 @@ impl Call {
         [self.deadline, per_try].into_iter().flatten().min()
     }
 
-    /// The request of the next try. The head is moved into the last one, and copied before.
+    /// The request of the next try. The head is moved into the last one, and copied before. `counted`: it says which try it is.
     fn request(&mut self, counted: bool, retries: u32, last: bool) -> Request<RequestBody> {
         let body = match &mut self.body {
             Source::Empty => RequestBody::Empty,
@@ -348,15 +360,22 @@ impl Call {
             },
             Source::Many(body) => RequestBody::Replay(body.next_try()),
         };
+        if counted && !self.facts.already_retried {
+            // Before the copy is made, which has no room for more.
+            self.parts.headers.insert(ATTEMPT, attempt_number(retries + 1));
+        }
         let mut request = Request::new(body);
         *request.method_mut() = self.parts.method.clone();
         *request.uri_mut() = self.parts.uri.clone();
         *request.headers_mut() =
             if last { std::mem::take(&mut self.parts.headers) } else { self.parts.headers.clone() };
-        if counted && !self.already_retried {
-            request.headers_mut().insert(ATTEMPT, attempt_number(retries + 1));
-        }
         request
+    }
+
+    /// Whether it may be sent once more on a new connection when a kept one broke off before any reply: nothing in its body, and an
+    /// idempotent method (RFC 9110 section 9.2.2). The instance most likely closed an idle connection.
+    fn outlives_a_stale_connection(&self) -> bool {
+        matches!(self.body, Source::Empty) && self.parts.method.is_idempotent()
     }
 }
 
