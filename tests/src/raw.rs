@@ -62,8 +62,13 @@ impl Wire {
 
     /// Everything until the peer closes.
     pub async fn rest(&mut self) -> String {
-        while self.more().await > 0 {}
+        self.closed().await;
         text(std::mem::take(&mut self.read))
+    }
+
+    /// Waits until the peer has closed, and keeps what came before.
+    pub async fn closed(&mut self) {
+        while self.more().await > 0 {}
     }
 
     /// A reply: its head, and its body as its Content-Length or its chunks (left as they are) say. Interim replies are

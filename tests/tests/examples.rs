@@ -96,7 +96,7 @@ async fn retry() {
     turn(9022, "fail=100%25").await;
     for _ in 0..6 {
         let reply = get(&switchyard, HOST, &[]).await;
-        assert_eq!((reply.status.as_u16(), reply.header("x-instance")), (200, "127.0.0.1:9021"));
+        assert_eq!((reply.status.as_u16(), reply.header("x-instance")), (200, "127.0.0.1:9021"), "{reply:?}");
     }
     let asked = turn(9022, "").await["failed"].as_u64().unwrap();
     let body: Value = serde_json::from_slice(&get(&switchyard, HOST, &[]).await.body).unwrap();
