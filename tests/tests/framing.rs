@@ -281,7 +281,7 @@ async fn replies_without_a_body_have_none_and_the_connection_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn interim_replies_do_not_take_the_final_ones_place() {
+async fn interim_replies_come_before_the_final_one_and_do_not_take_its_place() {
     let server = RawServer::answering(
         "HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\nHTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok",
     );
@@ -289,12 +289,11 @@ async fn interim_replies_do_not_take_the_final_ones_place() {
     let mut wire = Wire::connect(switchyard.http).await;
     for _ in 0..2 {
         wire.send(format!("GET / HTTP/1.1\r\nhost: {HOST}\r\n\r\n")).await;
-        let reply = loop {
-            let reply = wire.reply().await;
-            if !reply.starts_with("HTTP/1.1 1") {
-                break reply;
-            }
-        };
+        let hints = wire.reply().await;
+        assert!(hints.starts_with("HTTP/1.1 103") && hints.to_lowercase().contains("link: </x>"), "{hints:?}");
+        let processing = wire.reply().await;
+        assert!(processing.starts_with("HTTP/1.1 102"), "{processing:?}");
+        let reply = wire.reply().await;
         assert!(reply.starts_with("HTTP/1.1 200") && reply.ends_with("\r\n\r\nok"), "{reply:?}");
     }
     let mut connection = Connection::http2(switchyard.http).await.unwrap();
