@@ -118,7 +118,8 @@ async fn send_http1(
             },
         }
     }
-    let mut sender = connect_http1(instance, upgrade).await?;
+    // Rare and large: kept out of every request's own future.
+    let mut sender = Box::pin(connect_http1(instance, upgrade)).await?;
     match sender.send_request(request).await {
         Ok(response) => Ok((response, worker.pool.lease(id, sender, with_body))),
         Err(_) => Err(Outcome::Reset.into()),
@@ -142,7 +143,7 @@ async fn send_http2(
             },
         }
     }
-    let mut sender = connect_http2(instance).await?;
+    let mut sender = Box::pin(connect_http2(instance)).await?;
     worker.pool.keep_http2(id, sender.clone());
     match sender.send_request(request).await {
         Ok(response) => Ok((response, Lease::Shared)),

@@ -193,23 +193,28 @@ async fn attempt(
     let deadline = call.try_deadline(policy);
     let version = call.parts.version;
     let (upgrade, expects) = (call.facts.upgrade, call.facts.expects_continue);
-    let sending = async {
-        let mut kept = Connection::Kept;
-        loop {
-            let request = call.request(policy.is_some(), retries, last);
-            let expects = expects && !request.body().is_end_stream();
-            let request = interim::listen(request, call.interim.as_ref(), expects);
-            match forward::send(worker, table.instance(at), request, version, upgrade, kept).await {
-                Err(Failure::Stale) if again && matches!(kept, Connection::Kept) => kept = Connection::New,
-                Err(Failure::Stale) => return Err(Outcome::Reset),
-                Err(Failure::Of(outcome)) => return Err(outcome),
-                Ok(sent) => return Ok(sent),
+    let sent = {
+        // Pinned where it is: it is large, and would be copied whenever it is passed on.
+        let mut sending = std::pin::pin!(async {
+            let mut kept = Connection::Kept;
+            loop {
+                let request = call.request(policy.is_some(), retries, last);
+                let expects = expects && !request.body().is_end_stream();
+                let request = interim::listen(request, call.interim.as_ref(), expects);
+                match forward::send(worker, table.instance(at), request, version, upgrade, kept).await {
+                    Err(Failure::Stale) if again && matches!(kept, Connection::Kept) => kept = Connection::New,
+                    Err(Failure::Stale) => return Err(Outcome::Reset),
+                    Err(Failure::Of(outcome)) => return Err(outcome),
+                    Ok(sent) => return Ok(sent),
+                }
             }
+        });
+        match deadline {
+            Some(deadline) => {
+                tokio::time::timeout_at(deadline.into(), sending.as_mut()).await.unwrap_or(Err(Outcome::Timeout))
+            }
+            None => sending.await,
         }
-    };
-    let sent = match deadline {
-        Some(deadline) => tokio::time::timeout_at(deadline.into(), sending).await.unwrap_or(Err(Outcome::Timeout)),
-        None => sending.await,
     };
     let (response, lease) = match sent {
         Ok(sent) => sent,

@@ -25,7 +25,9 @@ fn folder() -> PathBuf {
     let folder = test.ancestors().nth(2).unwrap().to_owned();
     let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     build.arg("build").current_dir(repository()).env("CARGO_TARGET_DIR", folder.parent().unwrap());
-    build.args(["--package", "switchyard", "--package", "switchyard-agent", "--package", "switchyard-controller"]);
+    // With the tests, though only the binaries are wanted: their dependencies then have the features that `cargo test --workspace`
+    // gave them, and need not be built again.
+    build.args(["--workspace", "--bins", "--tests"]);
     if folder.ends_with("release") {
         build.arg("--release");
     }
