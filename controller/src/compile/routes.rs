@@ -144,7 +144,14 @@ pub fn protocol(port: &ServicePort) -> v1::Protocol {
 }
 
 fn check_port(service: &Service, rule: &RouteRule, findings: &mut Vec<Finding>) {
-    let Some(wanted) = rule.spec.port else { return };
+    let Some(wanted) = rule.spec.port else {
+        let mut ports = service.tcp_ports().peekable();
+        if ports.peek().is_some() && ports.all(|port| protocol(port) == v1::Protocol::Tcp) {
+            let message = format!("no port of Service {} is HTTP, so no request matches the rule", service.key());
+            findings.push(warning(&name_of(rule), Reason::Suspicious, "spec.service", message));
+        }
+        return;
+    };
     let found = service.tcp_ports().find(|port| i32::from(port.port) == wanted);
     let (reason, message) = match found {
         None => (

@@ -1,6 +1,6 @@
 //! What no schema can say of a `CircuitPolicy`.
 
-use crate::circuit_policy::{CircuitPolicy, CircuitPolicySpec, Fallback, HealthCheck};
+use crate::circuit_policy::{CircuitBackoff, CircuitPolicy, CircuitPolicySpec, Fallback, HealthCheck};
 use crate::findings::Finding;
 use crate::values::Duration;
 
@@ -25,7 +25,9 @@ pub fn validate_circuit_policy(policy: &CircuitPolicy) -> Vec<Finding> {
     report.within("spec.backoff.maxTimeout", spec.backoff.max_timeout, Duration::from_millis(1), MAX_OPEN);
     let (first, longest) = (spec.timeout, spec.backoff.max_timeout);
     let message = format!("{longest} is shorter than spec.timeout, which is {first}: an open time only grows");
-    report.require(longest >= first, "spec.backoff.maxTimeout", message);
+    // Whoever asks for a longer first time need not know the default of a field that they did not write: it holds at least that long.
+    let is_default = longest == CircuitBackoff::default().max_timeout;
+    report.require(longest >= first || is_default, "spec.backoff.maxTimeout", message);
     if spec.error_rate_threshold.ppm() == 0 {
         report.suspicious("spec.errorRateThreshold", "0% opens the circuit whatever happens");
     }

@@ -87,13 +87,16 @@ fn times_that_contradict_one_another_are_refused() {
         "#]],
     );
     check::<CircuitPolicy>(
-        circuit(json!({"window": "500ms", "timeout": "15m", "errorRateThreshold": "0%"})),
+        circuit(
+            json!({"window": "500ms", "timeout": "15m", "backoff": {"maxTimeout": "11m"}, "errorRateThreshold": "0%"}),
+        ),
         expect![[r#"
             Error Invalid spec.window: 500ms is shorter than 1s
-            Error Invalid spec.backoff.maxTimeout: 10m is shorter than spec.timeout, which is 15m: an open time only grows
+            Error Invalid spec.backoff.maxTimeout: 11m is shorter than spec.timeout, which is 15m: an open time only grows
             Warning Suspicious spec.errorRateThreshold: 0% opens the circuit whatever happens
         "#]],
     );
+    check::<CircuitPolicy>(circuit(json!({"timeout": "1h"})), expect![""]);
     check::<CircuitPolicy>(
         circuit(json!({"timeout": "0s", "backoff": {"maxTimeout": "25h"}})),
         expect![[r#"

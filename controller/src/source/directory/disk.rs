@@ -16,7 +16,7 @@ use crate::source::manifest::MAX_FILE_BYTES;
 /// More files than this are not a folder of manifests but a mistake, such as `/`; the folder counts as unreadable.
 pub const MAX_FILES: usize = 20_000;
 
-/// Folders inside one another; more is a loop of symbolic links.
+/// Folders inside one another; more is a mistake.
 const MAX_DEPTH: usize = 32;
 
 /// A file that changed less than this before it was read may change again without its time moving: it is read once more.
@@ -86,7 +86,7 @@ impl Disk {
     /// What is there now, as a difference to the look before.
     pub fn look(&mut self) -> Look {
         let mut found = BTreeMap::new();
-        if let Err(why) = walk(&self.root, 0, &mut found) {
+        if let Err(why) = walk(&self.root, &mut Vec::new(), &mut found) {
             return Look::Gone(why);
         }
         let missing: Vec<_> = self.seen.keys().filter(|path| !found.contains_key(*path)).cloned().collect();
@@ -123,13 +123,24 @@ impl Disk {
     }
 }
 
-/// Collects what could be manifests in a folder and below it. An error is about this very folder.
-fn walk(folder: &Path, depth: usize, found: &mut BTreeMap<PathBuf, Seen>) -> Result<(), String> {
-    if depth > MAX_DEPTH {
-        return Err(format!(
-            "more than {MAX_DEPTH} folders are inside one another; is there a loop of symbolic links?"
-        ));
+/// Collects what could be manifests in a folder and below it. An error is about this very folder. `above` are the folders that it is
+/// in, by device and inode: a link back to one of them says nothing new.
+fn walk(folder: &Path, above: &mut Vec<(u64, u64)>, found: &mut BTreeMap<PathBuf, Seen>) -> Result<(), String> {
+    if above.len() > MAX_DEPTH {
+        return Err(format!("more than {MAX_DEPTH} folders are inside one another"));
     }
+    let own = fs::metadata(folder).map_err(|error| format!("the folder cannot be read: {error}"))?;
+    let own = (own.dev(), own.ino());
+    if above.contains(&own) {
+        return Ok(());
+    }
+    above.push(own);
+    let walked = walk_entries(folder, above, found);
+    above.pop();
+    walked
+}
+
+fn walk_entries(folder: &Path, above: &mut Vec<(u64, u64)>, found: &mut BTreeMap<PathBuf, Seen>) -> Result<(), String> {
     let entries = fs::read_dir(folder).map_err(|error| format!("the folder cannot be read: {error}"))?;
     for entry in entries {
         let path = entry.map_err(|error| format!("the folder cannot be read: {error}"))?.path();
@@ -138,7 +149,7 @@ fn walk(folder: &Path, depth: usize, found: &mut BTreeMap<PathBuf, Seen>) -> Res
         }
         match fs::metadata(&path) {
             Ok(meta) if meta.is_dir() => {
-                if let Err(why) = walk(&path, depth + 1, found) {
+                if let Err(why) = walk(&path, above, found) {
                     found.insert(path, Seen::Broken(why));
                 }
             }
