@@ -13,9 +13,9 @@ use crate::table::ServiceKey;
 /// Names a resource.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ResourceKey {
-    /// Rules or instances.
+    /// Rules, instances or workloads.
     pub kind: v1::Kind,
-    /// The Service that it is of.
+    /// The Service that it is of; for workloads, the node's name with no namespace.
     pub service: ServiceKey,
 }
 
@@ -96,13 +96,28 @@ impl Resources {
                     None => Ok(()),
                 }
             }
+            (Some(v1::resource::Content::Workloads(local)), v1::Kind::Workloads) => {
+                let mut addresses = local.workloads.iter().flat_map(|workload| &workload.addresses);
+                match addresses.find(|address| address.parse::<std::net::IpAddr>().is_err()) {
+                    Some(address) => Err(format!("{address:?} is not an IP address")),
+                    None => Ok(()),
+                }
+            }
             _ => Err("the content is not of the key's kind".to_owned()),
         }
     }
 
     /// The Services that there is anything of, in order.
     pub fn services(&self) -> BTreeSet<ServiceKey> {
-        self.held.keys().map(|key| key.service.clone()).collect()
+        self.held.keys().filter(|key| key.kind != v1::Kind::Workloads).map(|key| key.service.clone()).collect()
+    }
+
+    /// Who runs on this node.
+    pub fn workloads(&self) -> impl Iterator<Item = &v1::Workload> {
+        self.held.values().flat_map(|resource| match &resource.content {
+            Some(v1::resource::Content::Workloads(local)) => local.workloads.as_slice(),
+            _ => &[],
+        })
     }
 
     /// A Service's rules.

@@ -59,7 +59,8 @@ pub fn service(world: &World, key: &ServiceKey) -> Compiled {
         name: port.name.clone(),
         protocol: routes::protocol(port).into(),
     });
-    let routes = v1::ServiceRoutes { ports: ports.collect(), rules, matches, circuits, retries };
+    let routes =
+        v1::ServiceRoutes { ports: ports.collect(), rules, matches, circuits, retries, ..v1::ServiceRoutes::default() };
     findings.sort();
     Compiled { routes, instances, findings }
 }

@@ -55,6 +55,7 @@ impl fmt::Display for Key {
         let kind = match self.kind {
             v1::Kind::Routes => "routes",
             v1::Kind::Instances => "instances",
+            v1::Kind::Workloads => "workloads",
             v1::Kind::Unspecified => "nothing",
         };
         write!(f, "{kind} of {}", self.service)
