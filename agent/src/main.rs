@@ -29,6 +29,12 @@ struct Args {
     /// The controller's address.
     #[arg(long, value_name = "ADDR", default_value = "http://127.0.0.1:15010")]
     controller: String,
+    /// The certificate of the authority that the controller's is of (PEM); with https.
+    #[arg(long, value_name = "FILE", requires = "token")]
+    ca: Option<PathBuf>,
+    /// The token that the agent shows the controller; a cluster mounts it. Read anew for each stream.
+    #[arg(long, value_name = "FILE", requires = "ca")]
+    token: Option<PathBuf>,
     /// Where requests come in.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15001")]
     http: SocketAddr,
@@ -68,12 +74,19 @@ fn run(args: Args) -> anyhow::Result<()> {
     use anyhow::Context;
     let address =
         if args.controller.contains("://") { args.controller.clone() } else { format!("http://{}", args.controller) };
-    let uri = address.parse().with_context(|| format!("--controller {address:?} is not an address"))?;
+    let uri: tonic::transport::Uri =
+        address.parse().with_context(|| format!("--controller {address:?} is not an address"))?;
+    let controller = match (args.ca, args.token) {
+        (Some(ca), Some(token)) if uri.scheme_str() == Some("https") => Controller::Cluster { uri, ca, token },
+        (Some(_), _) => anyhow::bail!("--ca and --token go with an https:// address; --controller is {address}"),
+        _ if uri.scheme_str() == Some("https") => anyhow::bail!("{address} needs --ca and --token"),
+        _ => Controller::Address(uri),
+    };
     let running = start(Options {
         http: args.http,
         admin: args.admin,
         workers: args.workers,
-        controller: Controller::Address(uri),
+        controller,
         node: args.node,
         state: Some(args.state),
         default_service: args.default_service,

@@ -5,6 +5,7 @@
 //! - The agent says what it holds when it connects, so only the difference comes.
 //! - No controller is in the way of traffic: when the stream ends, what is in force stays, and the agent asks again.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -16,11 +17,14 @@ use switchyard_proto::v1::{self, AgentMessage};
 use tokio::io::DuplexStream;
 use tokio::sync::{broadcast, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Uri};
 
+use crate::admit::breaker::State;
 use crate::resources::Resources;
+use crate::runtime::KnownCircuit;
 use crate::state::StateFile;
 use crate::table::{ServiceKey, Table};
+use crate::transitions::word;
 use crate::worker::Shared;
 
 /// The largest update that is taken in, in bytes: 10,000 Services of 10 instances fit many times over.
@@ -33,6 +37,15 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from
 pub enum Controller {
     /// At an address, as in `http://127.0.0.1:15010`.
     Address(Uri),
+    /// The same with TLS and a token, as in a cluster. Both files are read anew for each stream: they change while the agent runs.
+    Cluster {
+        /// As in `https://switchyard-controller.switchyard.svc:15010`.
+        uri: Uri,
+        /// The file with the certificate of the authority that the controller's certificate is of, PEM.
+        ca: PathBuf,
+        /// The file with the agent's token.
+        token: PathBuf,
+    },
     /// In this process: it gets the other end of each connection.
     Memory(mpsc::UnboundedSender<DuplexStream>),
 }
@@ -104,9 +117,16 @@ impl Subscription {
         let (tell, told) = mpsc::channel::<AgentMessage>(64);
         let mut transitions = self.shared.transitions.listen();
         tell.send(AgentMessage { message: Some(Message::Hello(self.hello())) }).await?;
-        let mut updates = client.subscribe(ReceiverStream::new(told)).await?.into_inner();
+        let mut request = tonic::Request::new(ReceiverStream::new(told));
+        if let Controller::Cluster { token, .. } = controller {
+            let text = tokio::fs::read_to_string(token).await.map_err(|e| format!("{}: {e}", token.display()))?;
+            let value = format!("Bearer {}", text.trim()).parse().map_err(|_| format!("{}: no token", token.display()))?;
+            request.metadata_mut().insert("authorization", value);
+        }
+        let mut updates = client.subscribe(request).await?.into_inner();
         self.link.connected.store(true, Relaxed);
         self.link.streams.fetch_add(1, Relaxed);
+        tell.send(AgentMessage { message: Some(Message::Report(self.circuits())) }).await?;
         loop {
             let answer = tokio::select! {
                 update = updates.message() => match update? {
@@ -129,6 +149,26 @@ impl Subscription {
             .all()
             .map(|(key, resource)| v1::Held { key: Some(key.to_wire()), version: resource.version.clone() });
         v1::Hello { node: self.node.clone(), build: env!("CARGO_PKG_VERSION").to_owned(), held: held.collect() }
+    }
+
+    /// Every circuit that is not closed: what a controller that is new to them must know.
+    fn circuits(&self) -> v1::Report {
+        let known = self.shared.runtime.circuits();
+        let not_closed = known.iter().filter(|circuit| circuit.breaker.state() != State::Closed);
+        let tell = |circuit: &Arc<KnownCircuit>| {
+            let latest = self.shared.transitions.of(&circuit.service.to_string(), &circuit.target);
+            let latest = latest.map(|latest| (latest.reason, latest.since_ms)).unwrap_or_default();
+            v1::CircuitTransition {
+                namespace: circuit.service.namespace.clone(),
+                service: circuit.service.name.clone(),
+                target: circuit.target.clone(),
+                state: word(circuit.breaker.state()).to_owned(),
+                reason: latest.0,
+                since_ms: latest.1,
+                policy: circuit.settings.name.to_string(),
+            }
+        };
+        v1::Report { transitions: not_closed.map(tell).collect() }
     }
 
     /// Takes an update in, puts it in force and saves it.
@@ -156,16 +196,13 @@ impl Subscription {
     }
 }
 
-async fn connect(controller: &Controller) -> Result<Channel, tonic::transport::Error> {
+async fn connect(controller: &Controller) -> Result<Channel, Box<dyn std::error::Error + Send + Sync>> {
     match controller {
-        Controller::Address(uri) => {
-            let endpoint = Endpoint::from(uri.clone())
-                .connect_timeout(Duration::from_secs(5))
-                // A controller whose host is gone is found out within half a minute.
-                .http2_keep_alive_interval(Duration::from_secs(10))
-                .keep_alive_timeout(Duration::from_secs(20))
-                .keep_alive_while_idle(true);
-            endpoint.connect().await
+        Controller::Address(uri) => Ok(endpoint(uri).connect().await?),
+        Controller::Cluster { uri, ca, .. } => {
+            let pem = tokio::fs::read(ca).await.map_err(|e| format!("{}: {e}", ca.display()))?;
+            let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));
+            Ok(endpoint(uri).tls_config(tls)?.connect().await?)
         }
         Controller::Memory(connections) => {
             let connections = connections.clone();
@@ -178,9 +215,18 @@ async fn connect(controller: &Controller) -> Result<Channel, tonic::transport::E
                 }
             });
             // The name is for the authority field only; nothing looks it up.
-            Endpoint::from_static("http://controller").connect_with_connector(connector).await
+            Ok(Endpoint::from_static("http://controller").connect_with_connector(connector).await?)
         }
     }
+}
+
+fn endpoint(uri: &Uri) -> Endpoint {
+    Endpoint::from(uri.clone())
+        .connect_timeout(Duration::from_secs(5))
+        // A controller whose host is gone is found out within half a minute.
+        .http2_keep_alive_interval(Duration::from_secs(10))
+        .keep_alive_timeout(Duration::from_secs(20))
+        .keep_alive_while_idle(true)
 }
 
 /// An error with its causes, in one line.

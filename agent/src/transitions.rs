@@ -91,6 +91,7 @@ impl Transitions {
             state: to.to_owned(),
             reason,
             since_ms,
+            policy: circuit.settings.name.to_string(),
         });
     }
 

@@ -14,6 +14,7 @@ use switchyard_agent::subscribe;
 use switchyard_agent::table::ServiceKey;
 use switchyard_controller::console;
 use switchyard_controller::run as controller;
+use switchyard_controller::serve::door::Door;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -126,8 +127,8 @@ pub(crate) fn start(options: Options) -> Result<Running> {
         drain: options.drain,
     })?;
     let (stop, stopped) = oneshot::channel::<()>();
-    let controlling =
-        controller::Options { manifests: options.manifests, state: options.state, on_report: options.on_report };
+    let source = controller::Source::Directory { manifests: options.manifests, state: options.state };
+    let controlling = controller::Options { source, door: Door::Open, on_report: options.on_report };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let controller = std::thread::Builder::new().name("controller".to_owned()).spawn(move || {
         let incoming = UnboundedReceiverStream::new(incoming).map(Ok::<_, std::io::Error>);

@@ -8,13 +8,13 @@
 //! A rule is left out where compiling what is enforced of it would make it match or do something else than it says: a
 //! consumer rule, a rule none of whose matches can be told yet, a rule with nothing but filters.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use switchyard_crds::{Finding, ObjectName, Reason};
 use switchyard_proto::v1;
 
-use crate::object::{ObjectKey, Service, ServiceKey};
-use crate::world::World;
+use crate::object::{ObjectKey, Pod, Service, ServiceKey};
+use crate::world::{World, rule_service};
 
 /// Which rule is asked first.
 pub mod order;
@@ -65,6 +65,33 @@ pub fn service(world: &World, key: &ServiceKey) -> Compiled {
     Compiled { routes, instances, findings }
 }
 
+/// Who runs on a node.
+pub fn node(world: &World, name: &str) -> v1::LocalWorkloads {
+    let workload = |pod: &Pod| v1::Workload {
+        addresses: pod.addresses.iter().map(ToString::to_string).collect(),
+        namespace: pod.namespace.clone(),
+        name: pod.name.clone(),
+        service_account: pod.service_account.clone(),
+        // No rule asks who calls yet.
+        labels: BTreeMap::new(),
+    };
+    let known = world.pods_on(name).filter(|pod| !pod.addresses.is_empty());
+    v1::LocalWorkloads { workloads: known.map(workload).collect() }
+}
+
+/// Whether the agents of a cluster must know a Service: it is opted in, or rules of one that is send requests to it.
+pub fn is_needed(world: &World, key: &ServiceKey) -> bool {
+    let opted_in = |key: &ServiceKey| world.service(key).is_some_and(|service| is_opted_in(world, service));
+    opted_in(key) || world.rules_to(key).any(|rule| opted_in(&rule_service(rule)))
+}
+
+/// Whether a Service is taken into the mesh: by its own label, else by its Namespace's.
+pub fn is_opted_in(world: &World, service: &Service) -> bool {
+    let enabled = |value: Option<&String>| value.map(|value| value == "enabled");
+    let namespace = || world.namespace(&service.namespace).and_then(|n| enabled(n.labels.get(MESH_LABEL)));
+    enabled(service.labels.get(MESH_LABEL)).or_else(namespace).unwrap_or(false)
+}
+
 /// What is to be said of all objects together, also what only matters offline: Services that nothing captures.
 pub fn all_findings(world: &World) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -93,16 +120,28 @@ fn missing(world: &World, key: &ServiceKey, findings: &mut Vec<Finding>) {
     findings.sort();
 }
 
+/// What is to be said of the rules and policies for a Service that is not opted in, one by one.
+pub fn left_out(world: &World, service: &Service) -> Vec<Finding> {
+    if is_opted_in(world, service) {
+        return Vec::new();
+    }
+    let key = service.key();
+    let rules = world.rules_of(&key).map(|rule| (name_of(rule), "spec.service"));
+    let circuits = world.circuit_policies_of(&key).map(|policy| (name_of(policy), "spec.targetRefs"));
+    let retries = world.retry_policies_of(&key).map(|policy| (name_of(policy), "spec.targetRefs"));
+    let message = format!("Service {key} is not taken into the mesh: label it, or its Namespace, {MESH_LABEL}: enabled");
+    let users = rules.chain(circuits).chain(retries);
+    users.map(|(name, field)| warning(&name, Reason::NotOptedIn, field, message.clone())).collect()
+}
+
+/// The same, for `check`: once for the Service.
 fn not_opted_in(world: &World, service: &Service) -> Option<Finding> {
     let key = service.key();
     let rules = world.rules_of(&key).map(|rule| qualified(&name_of(rule)));
     let circuits = world.circuit_policies_of(&key).map(|policy| qualified(&name_of(policy)));
     let retries = world.retry_policies_of(&key).map(|policy| qualified(&name_of(policy)));
     let users: BTreeSet<_> = rules.chain(circuits).chain(retries).collect();
-    let enabled = |value: Option<&String>| value.map(|value| value == "enabled");
-    let namespace = || world.namespace(&key.namespace).and_then(|namespace| enabled(namespace.labels.get(MESH_LABEL)));
-    let opted_in = enabled(service.labels.get(MESH_LABEL)).or_else(namespace).unwrap_or(false);
-    if opted_in || users.is_empty() {
+    if is_opted_in(world, service) || users.is_empty() {
         return None;
     }
     let message = format!(

@@ -20,6 +20,12 @@ pub mod snapshot;
 /// One stream per agent.
 pub mod serve;
 
+/// How rules and policies stand.
+pub mod standing;
+
+/// What is told of them in status.
+pub mod report;
+
 /// The one loop.
 pub mod run;
 

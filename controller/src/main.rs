@@ -8,33 +8,43 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Parser;
 use switchyard_controller::console;
-use switchyard_controller::run::{Controller, Options};
+use switchyard_controller::run::{Controller, Options, Source};
 use switchyard_controller::serve::admin;
+use switchyard_controller::serve::door::Door;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::TcpListenerStream;
 use tracing_subscriber::EnvFilter;
 
+/// The controller of a cluster.
+mod cluster;
+
 /// Compiles RouteRules, CircuitPolicies and RetryPolicies for the agents, and tells them of every change.
 ///
-/// The manifests are what a cluster takes: RouteRule, CircuitPolicy, RetryPolicy, Service, EndpointSlice, Pod and
-/// Namespace, as YAML or JSON, in as many files and folders as you like. The folder is watched: a saved file is in force at
-/// once; a broken one is reported, and what held before goes on.
+/// The objects are a cluster's (--kubernetes), or those of a folder (--manifests): RouteRule, CircuitPolicy, RetryPolicy, Service,
+/// EndpointSlice, Pod and Namespace, as YAML or JSON, in as many files and folders as you like. The folder is watched: a saved file
+/// is in force at once; a broken one is reported, and what held before goes on.
 #[derive(Parser)]
 #[command(version, after_help = EXAMPLES)]
+#[command(group = clap::ArgGroup::new("source").required(true))]
 struct Arguments {
     /// The folder of manifests
-    #[arg(long, value_name = "DIR")]
-    manifests: PathBuf,
-    /// Where agents connect (gRPC, no TLS: keep it on loopback or on a network of your own)
+    #[arg(long, value_name = "DIR", group = "source")]
+    manifests: Option<PathBuf>,
+    /// A cluster instead: the one this runs in, or the current one of KUBECONFIG
+    #[arg(long, group = "source")]
+    kubernetes: bool,
+    /// Where agents connect: gRPC, with TLS and tokens in a cluster; without either from a folder, so keep it on loopback
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15010")]
     listen: SocketAddr,
-    /// Where /healthz, /readyz, /metrics and /config are served
+    /// Where /healthz, /readyz, /metrics and /config are served; keep it on loopback
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15011")]
     admin: SocketAddr,
     /// Keeps here what is in force, so that a restart beside a broken file changes nothing
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", conflicts_with = "kubernetes")]
     state: Option<PathBuf>,
+    #[command(flatten)]
+    cluster: cluster::Cluster,
 }
 
 const EXAMPLES: &str = "\
@@ -42,6 +52,9 @@ Examples:
   switchyard-controller --manifests examples/canary
   switchyard-agent --controller http://127.0.0.1:15010
       the agent that carries the traffic, in another terminal
+
+  switchyard-controller --kubernetes
+      against the cluster that kubectl uses; the Helm chart runs it so
 
   switchyard check examples/canary
       what is wrong with the manifests, without starting anything
@@ -64,26 +77,31 @@ fn main() -> ExitCode {
 
 #[tokio::main]
 async fn serve(arguments: Arguments, colour: bool) -> anyhow::Result<()> {
-    let Arguments { manifests, listen, admin, state } = arguments;
-    let bind = async |address: SocketAddr, whose: &str| {
-        TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address} for {whose}"))
-    };
+    let Arguments { manifests, listen, admin, state, cluster, .. } = arguments;
     let listener = bind(listen, "agents; choose another address with --listen").await?;
     let admin_listener = bind(admin, "the admin pages; choose another address with --admin").await?;
-    console::say(format_args!("listening agents={} admin={}", listener.local_addr()?, admin_listener.local_addr()?));
+    let (agents, pages) = (listener.local_addr()?, admin_listener.local_addr()?);
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
-
-    let options = Options { manifests, state, on_report: Box::new(move |report| console::tell(&report, colour)) };
-    let controller = Controller::new(options);
-    let pages = axum::serve(admin_listener, admin::router(controller.handle()));
     let shutdown = async move {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = tokio::signal::ctrl_c() => {}
         }
     };
+    let on_report = Box::new(move |report| console::tell(&report, colour));
+    let Some(manifests) = manifests else {
+        return cluster::run(cluster, listener, admin_listener, on_report, shutdown).await;
+    };
+    console::say(format_args!("listening agents={agents} admin={pages}"));
+    let source = Source::Directory { manifests, state };
+    let controller = Controller::new(Options { source, door: Door::Open, on_report });
+    let pages = axum::serve(admin_listener, admin::router(controller.handle()));
     tokio::select! {
         result = controller.run(TcpListenerStream::new(listener), shutdown) => result,
         result = async { pages.await } => result.context("the admin pages have failed"),
     }
+}
+
+async fn bind(address: SocketAddr, whose: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address} for {whose}"))
 }

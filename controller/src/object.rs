@@ -15,11 +15,13 @@ use switchyard_crds::{CircuitPolicy, RetryPolicy, RouteRule};
 pub enum Object {
     /// A namespace; its labels may opt all its Services in.
     Namespace(Namespace),
+    /// A node, by its name: where there is one, there is to be an agent.
+    Node(String),
     /// A Service.
     Service(Service),
     /// A part of a Service's endpoints.
     EndpointSlice(EndpointSlice),
-    /// A Pod, for its labels.
+    /// A Pod.
     Pod(Pod),
     /// A rule.
     RouteRule(Arc<RouteRule>),
@@ -34,6 +36,7 @@ pub enum Object {
 #[expect(missing_docs, reason = "each is the Kubernetes kind of that name")]
 pub enum Kind {
     Namespace,
+    Node,
     Service,
     EndpointSlice,
     Pod,
@@ -42,7 +45,7 @@ pub enum Kind {
     RetryPolicy,
 }
 
-/// Which object: unique among all that a source tells of. A Namespace's own namespace is empty.
+/// Which object: unique among all that a source tells of. A Namespace's own namespace is empty, and so is a Node's.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectKey {
     /// Its kind.
@@ -84,6 +87,9 @@ pub struct Service {
     pub ports: Vec<ServicePort>,
     /// Whether it selects Pods; one that does not has its endpoints written by hand.
     pub selector: BTreeMap<String, String>,
+    /// The addresses that its callers connect to; empty where it has none (headless, or from a file).
+    #[serde(default)]
+    pub cluster_ips: Vec<IpAddr>,
 }
 
 /// A port of a Service.
@@ -131,7 +137,7 @@ pub struct Endpoint {
     pub zone: Option<String>,
 }
 
-/// A Pod, for its labels.
+/// A Pod, for its labels and for who it is when it calls.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pod {
     /// Its namespace.
@@ -140,6 +146,15 @@ pub struct Pod {
     pub name: String,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
+    /// The node it runs on.
+    #[serde(default)]
+    pub node: Option<String>,
+    /// The addresses it calls from, and nobody else does: empty where it shares its node's or has ended.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
+    /// The ServiceAccount it runs as.
+    #[serde(default)]
+    pub service_account: String,
 }
 
 impl Object {
@@ -155,6 +170,7 @@ impl Object {
         };
         match self {
             Self::Namespace(o) => key(Kind::Namespace, "", &o.name),
+            Self::Node(name) => key(Kind::Node, "", name),
             Self::Service(o) => key(Kind::Service, &o.namespace, &o.name),
             Self::EndpointSlice(o) => key(Kind::EndpointSlice, &o.namespace, &o.name),
             Self::Pod(o) => key(Kind::Pod, &o.namespace, &o.name),

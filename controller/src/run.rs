@@ -18,13 +18,16 @@ use tonic::transport::Server;
 use tonic::transport::server::Connected;
 
 use crate::compile;
-use crate::object::{Kind, ObjectKey, ServiceKey};
+use crate::object::{Kind, Object, ObjectKey, ServiceKey};
 use crate::serve::agents::Agents;
+use crate::serve::door::Door;
+use crate::serve::webhook::{Question, Questions};
 use crate::serve::{OnReport, Serve};
 use crate::snapshot::Snapshot;
 use crate::source::directory::whereabouts::Whereabouts;
-use crate::source::{Event, directory};
-use crate::world::World;
+use crate::source::{Event, directory, kubernetes};
+use crate::standing::{Board, Standings};
+use crate::world::{Unit, World};
 
 /// Changes that come within this time of one another go out as one.
 const GATHER: Duration = Duration::from_millis(5);
@@ -32,12 +35,25 @@ const GATHER: Duration = Duration::from_millis(5);
 /// An agent that does not answer a ping for this long is gone.
 const PING: Duration = Duration::from_secs(10);
 
+/// Where objects come from.
+pub enum Source {
+    /// A folder of manifests; every Service of it is taken.
+    Directory {
+        /// The folder.
+        manifests: PathBuf,
+        /// Where what is in force is kept over a restart; nowhere when absent.
+        state: Option<PathBuf>,
+    },
+    /// A cluster; only Services that are opted in are taken, and those that their rules lead to.
+    Kubernetes(kube::Client),
+}
+
 /// What the controller is to do.
 pub struct Options {
-    /// The folder of manifests.
-    pub manifests: PathBuf,
-    /// Where what is in force is kept over a restart; nowhere when absent.
-    pub state: Option<PathBuf>,
+    /// Where objects come from.
+    pub source: Source,
+    /// Which agents are let in.
+    pub door: Door,
     /// Is told of what happens. Called from the loop, so it must not wait for anything.
     pub on_report: Box<dyn Fn(Report) + Send + Sync>,
 }
@@ -88,14 +104,26 @@ pub enum Report {
 #[derive(Clone)]
 pub struct Handle {
     published: watch::Receiver<Option<Arc<Snapshot>>>,
+    standings: watch::Receiver<Standings>,
     agents: Arc<Agents>,
     findings: Arc<Mutex<BTreeMap<String, Vec<Finding>>>>,
+    questions: Questions,
 }
 
 impl Handle {
+    /// Where to ask what would be said of an object.
+    pub fn questions(&self) -> Questions {
+        self.questions.clone()
+    }
+
     /// What is published; nothing until the manifests have been read.
     pub fn snapshot(&self) -> Option<Arc<Snapshot>> {
         self.published.borrow().clone()
+    }
+
+    /// How every rule and policy of a cluster stands.
+    pub fn standings(&self) -> watch::Receiver<Standings> {
+        self.standings.clone()
     }
 
     /// Who is connected.
@@ -110,12 +138,22 @@ impl Handle {
     }
 }
 
+/// Questions that may wait for the loop.
+const QUESTIONS: usize = 64;
+
+/// Where the loop puts what it has made.
+struct Publish {
+    snapshot: watch::Sender<Option<Arc<Snapshot>>>,
+    standings: watch::Sender<Standings>,
+}
+
 /// A controller that is to run.
 pub struct Controller {
-    manifests: PathBuf,
-    state: Option<PathBuf>,
+    source: Source,
+    door: Door,
     on_report: OnReport,
-    publish: watch::Sender<Option<Arc<Snapshot>>>,
+    publish: Publish,
+    asked: mpsc::Receiver<Question>,
     handle: Handle,
 }
 
@@ -138,15 +176,13 @@ where
 impl Controller {
     /// A controller that does nothing yet.
     pub fn new(options: Options) -> Self {
-        let (publish, published) = watch::channel(None);
-        let handle = Handle { published, agents: Arc::default(), findings: Arc::default() };
-        Self {
-            manifests: options.manifests,
-            state: options.state,
-            on_report: options.on_report.into(),
-            publish,
-            handle,
-        }
+        let (snapshot, published) = watch::channel(None);
+        let (standings, seen) = watch::channel(Standings::new());
+        let (questions, asked) = mpsc::channel(QUESTIONS);
+        let handle =
+            Handle { published, standings: seen, agents: Arc::default(), findings: Arc::default(), questions };
+        let publish = Publish { snapshot, standings };
+        Self { source: options.source, door: options.door, on_report: options.on_report.into(), publish, asked, handle }
     }
 
     /// What can be seen of it.
@@ -167,11 +203,19 @@ impl Controller {
         IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let Self { manifests, state, on_report, publish, handle } = self;
+        let Self { source, door, on_report, publish, asked, handle } = self;
         let whereabouts = Whereabouts::default();
-        let events = directory::watch(manifests, state, whereabouts.clone())
-            .context("the folder of manifests cannot be watched")?;
-        let service = Serve::service(handle.published.clone(), handle.agents.clone(), on_report.clone());
+        let (pipeline, events) = match source {
+            Source::Directory { manifests, state } => {
+                let events = directory::watch(manifests, state, whereabouts.clone())
+                    .context("the folder of manifests cannot be watched")?;
+                (Pipeline::default(), events)
+            }
+            Source::Kubernetes(client) => {
+                (Pipeline { is_cluster: true, ..Pipeline::default() }, kubernetes::watch(&client))
+            }
+        };
+        let service = Serve::service(handle.published.clone(), handle.agents.clone(), door, on_report.clone());
         let server = Server::builder()
             .http2_keepalive_interval(Some(PING))
             .http2_keepalive_timeout(Some(PING))
@@ -179,33 +223,54 @@ impl Controller {
             .serve_with_incoming(incoming);
         tokio::select! {
             result = server => result.context("the server for agents has failed"),
-            () = pipeline(events, &whereabouts, &publish, &handle, &on_report) => Err(anyhow::anyhow!("the watch has ended")),
+            () = turn(pipeline, events, asked, &whereabouts, &publish, &handle, &on_report) => Err(anyhow::anyhow!("the watch has ended")),
             () = shutdown => Ok(()),
         }
     }
 }
 
 /// The loop.
-async fn pipeline(
+async fn turn(
+    mut pipeline: Pipeline,
     mut batches: mpsc::Receiver<Vec<Event>>,
+    mut asked: mpsc::Receiver<Question>,
     whereabouts: &Whereabouts,
-    publish: &watch::Sender<Option<Arc<Snapshot>>>,
+    publish: &Publish,
     handle: &Handle,
     on_report: &OnReport,
 ) {
-    let mut pipeline = Pipeline::default();
-    while let Some(mut events) = batches.recv().await {
+    loop {
+        let mut events = tokio::select! {
+            batch = batches.recv() => match batch {
+                Some(events) => events,
+                None => return,
+            },
+            Some(question) = asked.recv() => {
+                // Who asked may have given up.
+                let _ = question.answer.send(pipeline.what_if(question.object));
+                continue;
+            }
+        };
         let end = tokio::time::Instant::now() + GATHER;
         while let Ok(Some(more)) = tokio::time::timeout_at(end, batches.recv()).await {
             events.extend(more);
         }
         for event in events {
+            if let Event::Deleted(ObjectKey { kind: Kind::Node, name, .. }) = &event {
+                handle.agents.forget(name);
+            }
             pipeline.apply(event);
         }
         let reports = pipeline.compile();
         *handle.findings.lock().unwrap_or_else(PoisonError::into_inner) = pipeline.findings.clone();
         if pipeline.is_synced {
-            publish.send_replace(Some(Arc::new(pipeline.snapshot.clone())));
+            let newest = publish.snapshot.borrow().as_ref().map(|snapshot| snapshot.revision());
+            if newest != Some(pipeline.snapshot.revision()) {
+                publish.snapshot.send_replace(Some(Arc::new(pipeline.snapshot.clone())));
+            }
+            if let Some(standings) = pipeline.board.settle(&pipeline.world, &pipeline.snapshot) {
+                publish.standings.send_replace(standings);
+            }
         }
         for mut report in reports {
             if let Report::Findings { findings, .. } = &mut report {
@@ -221,13 +286,16 @@ async fn pipeline(
 struct Pipeline {
     world: World,
     snapshot: Snapshot,
-    dirty: BTreeSet<ServiceKey>,
+    dirty: BTreeSet<Unit>,
     /// Rules and policies that have changed since the last publication.
     changed: BTreeSet<String>,
     findings: BTreeMap<String, Vec<Finding>>,
     /// Reports that stand to be made.
     reports: Vec<Report>,
     is_synced: bool,
+    /// Objects come from a cluster: there only what is opted in is taken, and everybody is told by status.
+    is_cluster: bool,
+    board: Board,
 }
 
 impl Pipeline {
@@ -235,7 +303,14 @@ impl Pipeline {
         self.dirty.extend(self.world.apply(&event));
         match event {
             Event::Applied(object) => self.note(&object.key()),
-            Event::Deleted(key) => self.note(&key),
+            Event::Deleted(key) => {
+                self.note(&key);
+                self.board.forget(&key);
+                if self.is_cluster {
+                    self.found(key.to_string(), Vec::new());
+                }
+            }
+            Event::Observed { key, observed } => self.board.observe(&key, observed),
             Event::Findings { origin, findings } => self.found(origin, findings),
             Event::Synced => self.is_synced = true,
         }
@@ -244,6 +319,7 @@ impl Pipeline {
     fn note(&mut self, key: &ObjectKey) {
         if matches!(key.kind, Kind::RouteRule | Kind::CircuitPolicy | Kind::RetryPolicy) {
             self.changed.insert(format!("{}/{}", key.namespace, key.name));
+            self.board.touch(key);
         }
     }
 
@@ -251,6 +327,9 @@ impl Pipeline {
         let before = self.findings.get(&origin).map(Vec::as_slice).unwrap_or_default();
         if before == findings {
             return;
+        }
+        if self.is_cluster {
+            self.board.found(&origin, &findings);
         }
         if findings.is_empty() {
             self.findings.remove(&origin);
@@ -267,16 +346,19 @@ impl Pipeline {
             return std::mem::take(&mut self.reports);
         }
         let mut services = Vec::new();
-        for key in std::mem::take(&mut self.dirty) {
-            let compiled = compile::service(&self.world, &key);
-            let is_change = match self.world.service(&key) {
-                Some(_) => self.snapshot.set(&key, compiled.routes, compiled.instances),
-                None => self.snapshot.remove(&key),
-            };
-            if is_change {
-                services.push(key.to_string());
+        for unit in std::mem::take(&mut self.dirty) {
+            match unit {
+                Unit::Service(key) => {
+                    if self.compile_service(&key) {
+                        services.push(key.to_string());
+                    }
+                }
+                Unit::Node(name) => {
+                    if self.snapshot.set_node(&name, compile::node(&self.world, &name)) {
+                        services.push(format!("node {name}"));
+                    }
+                }
             }
-            self.found(format!("Service {key}"), compiled.findings);
         }
         let changed = std::mem::take(&mut self.changed);
         if !services.is_empty() || self.snapshot.revision() == 0 {
@@ -285,5 +367,45 @@ impl Pipeline {
             self.reports.push(Report::Published { revision: self.snapshot.revision(), changed });
         }
         std::mem::take(&mut self.reports)
+    }
+
+    /// What would be said of an object if it were there, beside what is wrong with it by itself.
+    fn what_if(&mut self, object: Object) -> Vec<Finding> {
+        let key = object.key();
+        let before = self.world.custom_object(&key).cloned();
+        let touched = self.world.apply(&Event::Applied(object));
+        let mut findings = Vec::new();
+        for unit in &touched {
+            let Unit::Service(service) = unit else { continue };
+            findings.extend(compile::service(&self.world, service).findings);
+            let service = self.world.service(service);
+            findings.extend(service.into_iter().flat_map(|service| compile::left_out(&self.world, service)));
+        }
+        self.world.apply(&before.map_or(Event::Deleted(key.clone()), Event::Applied));
+        let name = key.object_name();
+        findings.retain(|finding| finding.object == name);
+        findings.sort();
+        findings.dedup();
+        findings
+    }
+
+    /// Whether what agents are given of a Service is another than before.
+    fn compile_service(&mut self, key: &ServiceKey) -> bool {
+        let mut compiled = compile::service(&self.world, key);
+        let service = self.world.service(key);
+        if self.is_cluster {
+            compiled.findings.extend(service.into_iter().flat_map(|service| compile::left_out(&self.world, service)));
+        }
+        let is_needed = service.is_some() && (!self.is_cluster || compile::is_needed(&self.world, key));
+        let is_change = if is_needed {
+            self.snapshot.set(key, compiled.routes, compiled.instances)
+        } else {
+            self.snapshot.remove(key)
+        };
+        self.found(format!("Service {key}"), compiled.findings);
+        if self.is_cluster {
+            self.board.compiled(&self.world, key);
+        }
+        is_change
     }
 }

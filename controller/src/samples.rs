@@ -96,7 +96,7 @@ fn slice() -> impl Strategy<Value = Object> {
 
 fn pod() -> impl Strategy<Value = Object> {
     (namespace(), name("pq"), labels())
-        .prop_map(|(namespace, name, labels)| Object::Pod(Pod { namespace, name, labels }))
+        .prop_map(|(namespace, name, labels)| Object::Pod(Pod { namespace, name, labels, ..Pod::default() }))
 }
 
 fn metadata(namespace: &str, name: &str, day: Option<u8>) -> Value {

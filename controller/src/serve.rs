@@ -23,8 +23,15 @@ use crate::snapshot::{Held, Key, Snapshot};
 pub mod admin;
 /// Who is connected, and what is in force there.
 pub mod agents;
+/// Who may connect.
+pub mod door;
+/// Certificates.
+pub mod tls;
+/// What the API server asks before it takes an object.
+pub mod webhook;
 
 use agents::{Agents, Connected};
+use door::Door;
 
 /// An agent says who it is within this time.
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
@@ -42,13 +49,14 @@ pub type OnReport = Arc<dyn Fn(Report) + Send + Sync>;
 pub struct Serve {
     published: Published,
     agents: Arc<Agents>,
+    door: Door,
     on_report: OnReport,
 }
 
 impl Serve {
     /// The service, ready for a server.
-    pub fn service(published: Published, agents: Arc<Agents>, on_report: OnReport) -> SwitchyardServer<Self> {
-        SwitchyardServer::new(Self { published, agents, on_report }).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    pub fn service(published: Published, agents: Arc<Agents>, door: Door, on_report: OnReport) -> SwitchyardServer<Self> {
+        SwitchyardServer::new(Self { published, agents, door, on_report }).max_decoding_message_size(MAX_MESSAGE_BYTES)
     }
 }
 
@@ -60,11 +68,12 @@ impl Switchyard for Serve {
         &self,
         request: Request<Streaming<v1::AgentMessage>>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
+        let node = self.door.admit(request.metadata(), &self.agents.refusals).await?;
         let (updates, receiver) = mpsc::channel(1);
         let (published, agents, on_report) = (self.published.clone(), self.agents.clone(), self.on_report.clone());
         tokio::spawn(async move {
             let from_agent = request.into_inner();
-            if let Err(status) = converse(from_agent, &updates, published, &agents, &on_report).await {
+            if let Err(status) = converse(from_agent, node, &updates, published, &agents, &on_report).await {
                 tracing::debug!(%status, "an agent's stream has ended");
                 // The agent may be gone already.
                 let _ = updates.send(Err(status)).await;
@@ -77,6 +86,7 @@ impl Switchyard for Serve {
 /// The life of a stream. It ends well when either side goes.
 async fn converse(
     mut from_agent: Streaming<v1::AgentMessage>,
+    node: Option<String>,
     updates: &mpsc::Sender<Result<v1::Update, Status>>,
     mut published: Published,
     agents: &Arc<Agents>,
@@ -87,6 +97,7 @@ async fn converse(
     let Some(Message::Hello(hello)) = first.and_then(|message| message.message) else {
         return Err(Status::invalid_argument("the first message must be Hello"));
     };
+    Door::check_node(node.as_deref(), &hello.node, &agents.refusals)?;
     let agent = agents.connect(&hello)?;
     let mut conversation = Conversation::new(hello)?;
     loop {
@@ -122,7 +133,7 @@ fn answer(answer: Answer, agent: &Connected, on_report: &OnReport) {
             }
             agent.rejected(revision, &sent, errors);
         }
-        Answer::Nothing => return,
+        Answer::Reported(report) => return agent.reported(report),
     }
     let (revision, agents, total) = agent.in_force();
     on_report(Report::InForce { revision, agents, total });
@@ -131,6 +142,8 @@ fn answer(answer: Answer, agent: &Connected, on_report: &OnReport) {
 /// What has been said on one stream, as a state machine.
 #[derive(Debug, Default)]
 pub struct Conversation {
+    /// Whose agent it is.
+    node: String,
     held: Held,
     /// The last revision that was sent.
     sent: Option<u64>,
@@ -157,8 +170,8 @@ pub enum Answer {
         /// What could not be used, and why.
         errors: Vec<(Key, String)>,
     },
-    /// Nothing that changes anything here.
-    Nothing,
+    /// What it sees.
+    Reported(v1::Report),
 }
 
 impl Conversation {
@@ -171,7 +184,7 @@ impl Conversation {
             let key = held.key.and_then(Key::from_wire);
             key.map(|key| (key, held.version)).ok_or_else(|| Status::invalid_argument("Hello names no resource"))
         });
-        Ok(Self { held: held.collect::<Result<_, _>>()?, ..Self::default() })
+        Ok(Self { node: hello.node, held: held.collect::<Result<_, _>>()?, ..Self::default() })
     }
 
     /// The update to send now: none while one is under way or the agent has the newest. The first may be empty, so that
@@ -180,11 +193,11 @@ impl Conversation {
         if self.under_way.is_some() || self.sent == Some(newest.revision()) {
             return None;
         }
-        let update = newest.delta(&self.held);
+        let update = newest.delta(&self.node, &self.held);
         let upserts = update.upserts.iter().filter_map(|resource| resource.key.clone());
         let about = upserts.chain(update.removals.iter().cloned()).filter_map(Key::from_wire).collect();
         // Also of what the agent may reject: the same again would be rejected again.
-        self.held = newest.held();
+        self.held = newest.held(&self.node);
         self.sent = Some(update.revision);
         self.under_way = Some((update.revision, about));
         Some(update)
@@ -207,8 +220,7 @@ impl Conversation {
                 let errors = errors.ok_or_else(|| Status::invalid_argument("Reject names no resource"))?;
                 Ok(Answer::Rejected { revision: reject.revision, sent, errors })
             }
-            // Nobody asks for circuits here yet.
-            Some(Message::Report(_)) => Ok(Answer::Nothing),
+            Some(Message::Report(report)) => Ok(Answer::Reported(report)),
             Some(Message::Hello(_)) => Err(Status::invalid_argument("a second Hello")),
             None => Err(Status::invalid_argument("a message of no known kind")),
         }

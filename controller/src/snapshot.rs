@@ -18,7 +18,7 @@ use crate::object::ServiceKey;
 /// Names a resource.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Key {
-    /// The Service.
+    /// The Service; for workloads, the node's name with no namespace.
     pub service: ServiceKey,
     /// Which of its resources.
     pub kind: v1::Kind,
@@ -58,6 +58,9 @@ impl fmt::Display for Key {
             v1::Kind::Workloads => "workloads",
             v1::Kind::Unspecified => "nothing",
         };
+        if self.kind == v1::Kind::Workloads {
+            return write!(f, "{kind} of node {}", self.service.name);
+        }
         write!(f, "{kind} of {}", self.service)
     }
 }
@@ -75,19 +78,30 @@ impl Snapshot {
 
     /// Takes in a Service as it is compiled now; whether that is a change.
     pub fn set(&mut self, service: &ServiceKey, routes: v1::ServiceRoutes, instances: v1::ServiceInstances) -> bool {
-        let versions = [version(&routes.encode_to_vec()), version(&instances.encode_to_vec())];
-        let contents =
-            [(v1::Kind::Routes, Content::Routes(routes)), (v1::Kind::Instances, Content::Instances(instances))];
-        let mut is_change = false;
-        for (version, (kind, content)) in versions.into_iter().zip(contents) {
-            let key = Key { service: service.clone(), kind };
-            if self.resources.get(&key).is_none_or(|held| held.version != version) {
-                let resource = v1::Resource { key: Some(key.to_wire()), version, content: Some(content) };
-                self.resources.insert(key, Arc::new(resource));
-                is_change = true;
-            }
+        let key = |kind| Key { service: service.clone(), kind };
+        let encoded = [routes.encode_to_vec(), instances.encode_to_vec()];
+        let is_change = self.put(key(v1::Kind::Routes), &encoded[0], Content::Routes(routes));
+        self.put(key(v1::Kind::Instances), &encoded[1], Content::Instances(instances)) || is_change
+    }
+
+    /// Takes in who runs on a node; whether that is a change. A node that nobody runs on is forgotten.
+    pub fn set_node(&mut self, node: &str, workloads: v1::LocalWorkloads) -> bool {
+        let service = ServiceKey { namespace: String::new(), name: node.to_owned() };
+        let key = Key { service, kind: v1::Kind::Workloads };
+        if workloads.workloads.is_empty() {
+            return self.resources.remove(&key).is_some();
         }
-        is_change
+        self.put(key, &workloads.encode_to_vec(), Content::Workloads(workloads))
+    }
+
+    fn put(&mut self, key: Key, encoded: &[u8], content: Content) -> bool {
+        let version = version(encoded);
+        if self.resources.get(&key).is_some_and(|held| held.version == version) {
+            return false;
+        }
+        let resource = v1::Resource { key: Some(key.to_wire()), version, content: Some(content) };
+        self.resources.insert(key, Arc::new(resource));
+        true
     }
 
     /// Forgets a Service; whether that is a change.
@@ -102,10 +116,21 @@ impl Snapshot {
         self.revision += 1;
     }
 
-    /// What an agent that holds this lacks, and what it holds for nothing.
-    pub fn delta(&self, held: &Held) -> v1::Update {
-        let lacks = self.resources.iter().filter(|(key, resource)| held.get(*key) != Some(&resource.version));
-        let surplus = held.keys().filter(|key| !self.resources.contains_key(*key));
+    /// A resource.
+    pub fn get(&self, key: &Key) -> Option<&v1::Resource> {
+        self.resources.get(key).map(Arc::as_ref)
+    }
+
+    /// The resources that the agent of a node is given: all, but of the workloads only those on its own node.
+    fn of_node<'a>(&'a self, node: &str) -> impl Iterator<Item = (&'a Key, &'a Arc<v1::Resource>)> {
+        self.resources.iter().filter(move |(key, _)| key.kind != v1::Kind::Workloads || key.service.name == node)
+    }
+
+    /// What the agent of a node that holds this lacks, and what it holds for nothing.
+    pub fn delta(&self, node: &str, held: &Held) -> v1::Update {
+        let lacks = self.of_node(node).filter(|(key, resource)| held.get(*key) != Some(&resource.version));
+        let is_given = |key: &Key| key.kind != v1::Kind::Workloads || key.service.name == node;
+        let surplus = held.keys().filter(|key| !self.resources.contains_key(*key) || !is_given(key));
         v1::Update {
             revision: self.revision,
             upserts: lacks.map(|(_, resource)| v1::Resource::clone(resource)).collect(),
@@ -113,9 +138,9 @@ impl Snapshot {
         }
     }
 
-    /// What an agent holds that has all of it.
-    pub fn held(&self) -> Held {
-        self.resources.iter().map(|(key, resource)| (key.clone(), resource.version.clone())).collect()
+    /// What the agent of a node holds that has all of it.
+    pub fn held(&self, node: &str) -> Held {
+        self.of_node(node).map(|(key, resource)| (key.clone(), resource.version.clone())).collect()
     }
 }
 

@@ -11,6 +11,12 @@ pub mod yaml;
 /// Reads the documents of a file into objects, with findings for what is wrong.
 pub mod manifest;
 
+/// Kubernetes' own types, reduced.
+mod typed;
+
+/// The API server, watched.
+pub mod kubernetes;
+
 /// A folder of manifests, watched.
 pub mod directory;
 
@@ -29,6 +35,24 @@ pub enum Event {
         /// What is wrong there.
         findings: Vec<Finding>,
     },
+    /// How an object of ours stands at the API server, whether it is in order or not. A folder has none of that.
+    Observed {
+        /// Which object.
+        key: ObjectKey,
+        /// How it stands.
+        observed: Observed,
+    },
     /// All that exists has been told; from here on come changes.
     Synced,
+}
+
+/// What an API server keeps of an object beside what its author wrote.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Observed {
+    /// Grows with each change of the spec.
+    pub generation: i64,
+    /// Tells it from an earlier object of the same name.
+    pub uid: String,
+    /// Its status.
+    pub status: serde_json::Value,
 }

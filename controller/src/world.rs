@@ -22,6 +22,15 @@ pub struct World {
     links: BTreeMap<Link, BTreeSet<ObjectKey>>,
 }
 
+/// What is compiled by itself: a change asks for some of these to be compiled again.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Unit {
+    /// A Service's rules, policies and instances.
+    Service(ServiceKey),
+    /// Who runs on a node.
+    Node(String),
+}
+
 /// What an object has to do with another, as that other can look it up.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Link {
@@ -37,24 +46,35 @@ enum Link {
     Slice(ServiceKey),
     /// An EndpointSlice with an endpoint on this Pod.
     SliceOnPod(ObjectKey),
+    /// A Pod that runs on this node.
+    PodOnNode(String),
 }
 
 impl World {
-    /// Takes in what a source tells; the Services that must be compiled again.
-    pub fn apply(&mut self, event: &Event) -> BTreeSet<ServiceKey> {
+    /// Takes in what a source tells; what must be compiled again.
+    pub fn apply(&mut self, event: &Event) -> BTreeSet<Unit> {
         match event {
             Event::Applied(object) => self.replace(&object.key(), Some(object)),
             Event::Deleted(key) => self.replace(key, None),
-            Event::Findings { .. } | Event::Synced => BTreeSet::new(),
+            Event::Findings { .. } | Event::Observed { .. } | Event::Synced => BTreeSet::new(),
         }
     }
 
-    fn replace(&mut self, key: &ObjectKey, new: Option<&Object>) -> BTreeSet<ServiceKey> {
+    fn replace(&mut self, key: &ObjectKey, new: Option<&Object>) -> BTreeSet<Unit> {
         let old = self.objects.get(key).cloned();
         if old.as_ref() == new {
             return BTreeSet::new();
         }
-        let mut dirty = old.as_ref().map(|old| self.touched_by(old)).unwrap_or_default();
+        let mut dirty = BTreeSet::new();
+        let touched = |world: &Self, object: &Object, dirty: &mut BTreeSet<Unit>| {
+            dirty.extend(world.touched_by(object).into_iter().map(Unit::Service));
+            if let Object::Pod(Pod { node: Some(node), .. }) = object {
+                dirty.insert(Unit::Node(node.clone()));
+            }
+        };
+        if let Some(old) = &old {
+            touched(self, old, &mut dirty);
+        }
         for link in old.as_ref().map(links).unwrap_or_default() {
             if let Some(keys) = self.links.get_mut(&link) {
                 keys.remove(key);
@@ -69,7 +89,7 @@ impl World {
                 self.links.entry(link).or_default().insert(key.clone());
             }
             self.objects.insert(key.clone(), new.clone());
-            dirty.extend(self.touched_by(new));
+            touched(self, new, &mut dirty);
         }
         dirty
     }
@@ -77,16 +97,19 @@ impl World {
     /// The Services whose compiled form depends on this object.
     fn touched_by(&self, object: &Object) -> BTreeSet<ServiceKey> {
         match object {
-            // Its labels matter to `check` alone, which compiles everything anyway.
-            Object::Namespace(_) => BTreeSet::new(),
-            Object::Service(service) => self.with_senders(service.key()),
+            // Its labels may opt all its Services in.
+            Object::Namespace(namespace) => {
+                self.services_in(&namespace.name).flat_map(|service| self.with_neighbours(service.key())).collect()
+            }
+            Object::Node(_) => BTreeSet::new(),
+            Object::Service(service) => self.with_neighbours(service.key()),
             Object::EndpointSlice(slice) => slice.service_key().map(|key| self.with_senders(key)).unwrap_or_default(),
             Object::Pod(_) => self
                 .linked(Link::SliceOnPod(object.key()))
                 .filter_map(|slice| self.slice(slice)?.service_key())
                 .flat_map(|service| self.with_senders(service))
                 .collect(),
-            // Its destinations too: which labels of their instances are asked for may change.
+            // Its destinations too: which labels of their instances are asked for may change, and whether they are needed.
             Object::RouteRule(rule) => destinations(rule).chain([rule_service(rule)]).collect(),
             Object::CircuitPolicy(policy) => targets(&policy.metadata.namespace, &policy.spec.target_refs).collect(),
             Object::RetryPolicy(policy) => self
@@ -101,6 +124,50 @@ impl World {
     fn with_senders(&self, service: ServiceKey) -> BTreeSet<ServiceKey> {
         let rules = self.rules_to(&service).map(rule_service).collect::<BTreeSet<_>>();
         rules.into_iter().chain([service]).collect()
+    }
+
+    /// The Service, those whose rules send requests to it, and those that its own rules send requests to: they are needed where
+    /// it is opted in.
+    fn with_neighbours(&self, service: ServiceKey) -> BTreeSet<ServiceKey> {
+        let receivers: BTreeSet<_> = self.rules_of(&service).flat_map(destinations).collect();
+        let mut all = self.with_senders(service);
+        all.extend(receivers);
+        all
+    }
+
+    /// The Services of a namespace.
+    fn services_in(&self, namespace: &str) -> impl Iterator<Item = &Service> {
+        let key = |name: &str| ObjectKey { kind: Kind::Service, namespace: namespace.to_owned(), name: name.to_owned() };
+        let from = self.objects.range(key("")..);
+        let namespace = namespace.to_owned();
+        from.map_while(move |(_, object)| match object {
+            Object::Service(service) if service.namespace == namespace => Some(service),
+            _ => None,
+        })
+    }
+
+    /// The Pods that run on a node, in order of their names.
+    pub fn pods_on(&self, node: &str) -> impl Iterator<Item = &Pod> {
+        self.linked(Link::PodOnNode(node.to_owned())).filter_map(|key| match self.objects.get(key) {
+            Some(Object::Pod(pod)) => Some(pod),
+            _ => None,
+        })
+    }
+
+    /// Whether there is a node of this name.
+    pub fn has_node(&self, name: &str) -> bool {
+        let key = ObjectKey { kind: Kind::Node, namespace: String::new(), name: name.to_owned() };
+        self.objects.contains_key(&key)
+    }
+
+    /// The rule or policy of this key.
+    pub fn custom_object(&self, key: &ObjectKey) -> Option<&Object> {
+        self.objects.get(key)
+    }
+
+    /// The rules that name this RetryPolicy.
+    pub fn rules_naming<'a>(&'a self, policy: &ObjectKey) -> impl Iterator<Item = &'a RouteRule> + use<'a> {
+        self.linked(Link::NamesRetryPolicy(policy.clone())).filter_map(|key| self.route_rule(key))
     }
 
     fn linked(&self, link: Link) -> impl Iterator<Item = &ObjectKey> {
@@ -253,7 +320,8 @@ fn pod_key(namespace: &str, name: &str) -> ObjectKey {
 /// All that an object has to do with others.
 fn links(object: &Object) -> BTreeSet<Link> {
     match object {
-        Object::Namespace(_) | Object::Service(_) | Object::Pod(_) => BTreeSet::new(),
+        Object::Namespace(_) | Object::Node(_) | Object::Service(_) => BTreeSet::new(),
+        Object::Pod(pod) => pod.node.clone().map(Link::PodOnNode).into_iter().collect(),
         Object::EndpointSlice(slice) => {
             let pods = slice.endpoints.iter().filter_map(|endpoint| endpoint.pod.as_deref());
             let pods = pods.map(|pod| Link::SliceOnPod(pod_key(&slice.namespace, pod)));

@@ -4,7 +4,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::route_rule::{CannedResponse, Condition};
+use crate::route_rule::{AgentCount, CannedResponse, Condition};
 use crate::target::TargetRef;
 use crate::values::{Duration, Percent};
 
@@ -23,7 +23,7 @@ use crate::values::{Duration, Percent};
     derive = "PartialEq",
     printcolumn = r#"{"name":"Target","type":"string","jsonPath":".spec.targetRefs[0].name"}"#,
     printcolumn = r#"{"name":"Scope","type":"string","jsonPath":".spec.scope"}"#,
-    printcolumn = r#"{"name":"Accepted","type":"string","jsonPath":".status.conditions[?(@.type==\"Accepted\")].status"}"#,
+    printcolumn = r#"{"name":"Ready","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].status"}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
@@ -234,10 +234,16 @@ pub enum Override {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CircuitPolicyStatus {
-    /// Accepted, ResolvedRefs, Conflicted and Programmed.
+    /// The generation that all of this was found for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Accepted, ResolvedRefs, Conflicted, Programmed and Ready.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     pub conditions: Vec<Condition>,
+    /// How many agents have the policy in force, of how many.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agents: Option<AgentCount>,
     /// Circuits that are open or half-open.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100))]

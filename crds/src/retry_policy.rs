@@ -4,7 +4,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::route_rule::Condition;
+use crate::route_rule::{AgentCount, Condition};
 use crate::target::TargetRef;
 use crate::values::{Duration, Percent, Size};
 
@@ -23,7 +23,7 @@ use crate::values::{Duration, Percent, Size};
     derive = "PartialEq",
     printcolumn = r#"{"name":"Target","type":"string","jsonPath":".spec.targetRefs[0].name"}"#,
     printcolumn = r#"{"name":"Retries","type":"integer","jsonPath":".spec.maxRetries"}"#,
-    printcolumn = r#"{"name":"Accepted","type":"string","jsonPath":".status.conditions[?(@.type==\"Accepted\")].status"}"#,
+    printcolumn = r#"{"name":"Ready","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].status"}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
@@ -141,10 +141,16 @@ pub struct Hedge {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RetryPolicyStatus {
-    /// Accepted, ResolvedRefs, Conflicted and Programmed.
+    /// The generation that all of this was found for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Accepted, ResolvedRefs, Conflicted, Programmed and Ready.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     pub conditions: Vec<Condition>,
+    /// How many agents have the policy in force, of how many.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agents: Option<AgentCount>,
 }
 
 fn default_retry_on() -> Vec<String> {

@@ -26,7 +26,8 @@ use crate::values::{Duration, Percent};
     printcolumn = r#"{"name":"Service","type":"string","jsonPath":".spec.service"}"#,
     printcolumn = r#"{"name":"Priority","type":"integer","jsonPath":".spec.priority"}"#,
     printcolumn = r#"{"name":"Ready","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].status"}"#,
-    printcolumn = r#"{"name":"Agents","type":"string","jsonPath":".status.agents.programmed"}"#,
+    printcolumn = r#"{"name":"Programmed","type":"integer","jsonPath":".status.agents.programmed"}"#,
+    printcolumn = r#"{"name":"Agents","type":"integer","jsonPath":".status.agents.total"}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
@@ -585,6 +586,9 @@ pub struct Cors {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RouteRuleStatus {
+    /// The generation that all of this was found for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
     /// Accepted, ResolvedRefs, Conflicted, Programmed and Ready.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
@@ -604,7 +608,7 @@ pub struct RouteRuleStatus {
 pub struct AgentCount {
     /// Agents that acknowledged this generation.
     pub programmed: u32,
-    /// Agents that are connected.
+    /// Agents that are to have it: those connected, and those cut off whose node is still there.
     pub total: u32,
 }
 

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use prost::Message as _;
 
 use super::*;
+use crate::world::Unit;
 use crate::samples::{event, key, object, objects, world};
 
 fn encoded(compiled: &Compiled) -> (Vec<u8>, Vec<u8>) {
@@ -46,12 +47,12 @@ proptest! {
             let before: Vec<_> = keys.iter().map(|key| service(&world, key)).collect();
             let dirty = world.apply(&event);
             for (key, before) in keys.iter().zip(before) {
-                if !dirty.contains(key) {
+                if !dirty.contains(&Unit::Service(key.clone())) {
                     prop_assert_eq!(before, service(&world, key), "{} after {:?}", key, event);
                 }
             }
             for key in world.services().difference(&keys) {
-                prop_assert!(dirty.contains(key), "{} is new after {:?}", key, event);
+                prop_assert!(dirty.contains(&Unit::Service(key.clone())), "{} is new after {:?}", key, event);
             }
             prop_assert!(world.apply(&event).is_empty(), "the same again dirties nothing");
         }

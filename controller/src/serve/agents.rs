@@ -1,16 +1,27 @@
 //! Who is connected, and what is in force there.
 //!
 //! An agent counts as having a revision in force only when it has acknowledged it and nothing it was sent stands rejected.
-//! It is counted for as long as its stream lasts: [`Connected`] takes it off the list when it is dropped.
+//! It is counted for as long as its stream lasts: [`Connected`] takes it off the list when it is dropped. One that is cut off goes
+//! on with what it has, so its node is remembered until the node is gone ([`Agents::forget`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prometheus_client::metrics::counter::Counter;
+use switchyard_crds::circuit_policy::CircuitStatus;
 use switchyard_proto::v1;
+use tokio::sync::watch;
 use tonic::Status;
 
+use crate::report::AgentView;
+use crate::serve::door::Refusals;
 use crate::snapshot::Key;
+
+/// Circuits that one agent may tell of; more are not kept. Bounds what a broken agent can do.
+const MAX_CIRCUITS: usize = 10_000;
+
+/// Open circuits that a status shows.
+const SHOWN_CIRCUITS: usize = 100;
 
 /// More agents than this are more nodes than a cluster can have; the next one is turned away.
 const MAX_AGENTS: usize = 20_000;
@@ -22,8 +33,12 @@ const MAX_NODE_BYTES: usize = 253;
 #[derive(Debug, Default)]
 pub struct Agents {
     list: Mutex<List>,
+    /// Grows whenever anything here changes.
+    changes: watch::Sender<u64>,
     /// What has been sent to all of them.
     pub counters: Counters,
+    /// Who was not let in.
+    pub refusals: Refusals,
 }
 
 /// What has been sent to all agents since the start.
@@ -48,6 +63,8 @@ pub struct Agent {
     pub revision: u64,
     /// What it could not use, and why.
     pub rejected: BTreeMap<Key, String>,
+    /// Circuits that are not closed there, by Service and target.
+    pub circuits: BTreeMap<(String, String), v1::CircuitTransition>,
 }
 
 #[derive(Debug, Default)]
@@ -55,6 +72,8 @@ struct List {
     /// By number of the stream: a node may be there twice while an old stream dies.
     agents: BTreeMap<u64, Agent>,
     streams: u64,
+    /// Nodes whose agent was here and is not now.
+    cut_off: BTreeSet<String>,
 }
 
 /// An agent's entry in the list, for as long as its stream lasts.
@@ -86,8 +105,77 @@ impl Agents {
         list.streams += 1;
         let stream = list.streams;
         let build = hello.build.chars().take(MAX_NODE_BYTES).collect();
+        list.cut_off.remove(&hello.node);
         list.agents.insert(stream, Agent { node: hello.node.clone(), build, ..Agent::default() });
+        drop(list);
+        self.changed();
         Ok(Connected { agents: self.clone(), stream, node: hello.node.clone() })
+    }
+
+    /// Is told whenever somebody comes, goes or answers.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|changes| *changes += 1);
+    }
+
+    /// A node is gone, and its agent with it.
+    pub fn forget(&self, node: &str) {
+        if self.list().cut_off.remove(node) {
+            self.changed();
+        }
+    }
+
+    /// Every agent once: the newest stream of each node, and those that are cut off.
+    pub fn views(&self) -> Vec<AgentView> {
+        let list = self.list();
+        let mut views = BTreeMap::new();
+        for agent in list.agents.values() {
+            let rejected = agent.rejected.iter().map(|(key, why)| (key.service.clone(), why.clone())).collect();
+            let view = AgentView { node: agent.node.clone(), revision: agent.revision, rejected };
+            views.insert(agent.node.clone(), view);
+        }
+        for node in &list.cut_off {
+            views.entry(node.clone()).or_insert_with(|| AgentView { node: node.clone(), ..AgentView::default() });
+        }
+        views.into_values().collect()
+    }
+
+    /// The circuits that are not closed, by policy: each with how many nodes see it so.
+    pub fn circuits(&self) -> BTreeMap<String, Vec<CircuitStatus>> {
+        let list = self.list();
+        let mut by_policy: BTreeMap<String, BTreeMap<(String, String, String), CircuitStatus>> = BTreeMap::new();
+        for circuit in list.agents.values().flat_map(|agent| agent.circuits.values()) {
+            let is_instance = circuit.target.parse::<std::net::SocketAddr>().is_ok();
+            let destination = match circuit.target.as_str() {
+                version if !is_instance && !version.is_empty() => format!("{} {version}", circuit.service),
+                _ => circuit.service.clone(),
+            };
+            let state = if circuit.state == "half-open" { "HalfOpen" } else { "Open" };
+            let since = k8s_openapi::jiff::Timestamp::from_millisecond(circuit.since_ms).unwrap_or_default();
+            let entry = CircuitStatus {
+                destination: destination.clone(),
+                instance: is_instance.then(|| circuit.target.clone()),
+                state: state.to_owned(),
+                since: since.to_string(),
+                reason: circuit.reason.clone(),
+                nodes: 1,
+            };
+            let key = (destination, circuit.target.clone(), state.to_owned());
+            let of_policy = by_policy.entry(circuit.policy.clone()).or_default();
+            if let Some(known) = of_policy.get_mut(&key) {
+                known.nodes += 1;
+                // Who saw it first says since when and why.
+                if entry.since < known.since {
+                    (known.since, known.reason) = (entry.since, entry.reason);
+                }
+            } else if of_policy.len() < SHOWN_CIRCUITS {
+                of_policy.insert(key, entry);
+            }
+        }
+        by_policy.into_iter().map(|(policy, circuits)| (policy, circuits.into_values().collect())).collect()
     }
 
     fn list(&self) -> MutexGuard<'_, List> {
@@ -115,6 +203,24 @@ impl Connected {
         agent.revision = revision;
         agent.rejected.retain(|key, _| !about.contains(key));
         agent.rejected.extend(errors);
+        drop(list);
+        self.agents.changed();
+    }
+
+    /// Circuits have changed there.
+    pub fn reported(&self, report: v1::Report) {
+        let mut list = self.agents.list();
+        let Some(agent) = list.agents.get_mut(&self.stream) else { return };
+        for circuit in report.transitions {
+            let key = (format!("{}/{}", circuit.namespace, circuit.service), circuit.target.clone());
+            if circuit.state == "closed" {
+                agent.circuits.remove(&key);
+            } else if agent.circuits.len() < MAX_CIRCUITS {
+                agent.circuits.insert(key, circuit);
+            }
+        }
+        drop(list);
+        self.agents.changed();
     }
 
     /// The revision that this agent has, on how many agents it is in force, and how many there are.
@@ -128,6 +234,12 @@ impl Connected {
 
 impl Drop for Connected {
     fn drop(&mut self) {
-        self.agents.list().agents.remove(&self.stream);
+        let mut list = self.agents.list();
+        list.agents.remove(&self.stream);
+        if !list.agents.values().any(|agent| agent.node == self.node) {
+            list.cut_off.insert(self.node.clone());
+        }
+        drop(list);
+        self.agents.changed();
     }
 }

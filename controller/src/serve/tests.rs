@@ -27,7 +27,7 @@ fn ack(revision: u64) -> v1::AgentMessage {
 #[test]
 fn an_agent_that_has_everything_gets_an_empty_update_to_acknowledge() {
     let newest = snapshot(&["a", "b"]);
-    let mut conversation = Conversation::new(hello(newest.held())).unwrap();
+    let mut conversation = Conversation::new(hello(newest.held("n"))).unwrap();
     let update = conversation.next(&newest).unwrap();
     assert_eq!((update.revision, update.upserts.len(), update.removals.len()), (1, 0, 0));
 }
@@ -36,7 +36,7 @@ fn an_agent_that_has_everything_gets_an_empty_update_to_acknowledge() {
 fn an_agent_that_comes_back_gets_the_difference_only() {
     let before = snapshot(&["a", "b"]);
     let now = snapshot(&["b", "c"]);
-    let mut conversation = Conversation::new(hello(before.held())).unwrap();
+    let mut conversation = Conversation::new(hello(before.held("n"))).unwrap();
     let update = conversation.next(&now).unwrap();
     let names = |keys: Vec<v1::ResourceKey>| keys.into_iter().map(|key| key.name).collect::<Vec<_>>();
     assert_eq!(names(update.upserts.into_iter().filter_map(|resource| resource.key).collect()), ["c", "c"]);

@@ -64,10 +64,10 @@ proptest! {
                 }
                 Step::Deliver => {
                     let held: Held = agent.iter().map(|(key, r)| (key.clone(), r.version.clone())).collect();
-                    apply(&mut agent, snapshot.delta(&held));
+                    apply(&mut agent, snapshot.delta("n", &held));
                     let whole: BTreeMap<_, _> = snapshot.resources().map(|(k, r)| (k.clone(), r.clone())).collect();
                     prop_assert_eq!(&agent, &whole);
-                    prop_assert_eq!(snapshot.delta(&snapshot.held()).upserts.len(), 0);
+                    prop_assert_eq!(snapshot.delta("n", &snapshot.held("n")).upserts.len(), 0);
                 }
                 Step::Restart => {
                     let mut fresh = Snapshot::default();

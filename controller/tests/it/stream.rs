@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use switchyard_controller::run::{Controller, Handle, Options, Report};
+use switchyard_controller::run::{Controller, Handle, Options, Report, Source};
+use switchyard_controller::serve::door::Door;
 use switchyard_proto::v1;
 use switchyard_proto::v1::agent_message::Message;
 use switchyard_proto::v1::switchyard_client::SwitchyardClient;
@@ -50,7 +51,8 @@ impl Running {
         let address = format!("http://{}", listener.local_addr().unwrap());
         let (sender, reports) = mpsc::unbounded_channel();
         let on_report = Box::new(move |report| drop(sender.send(report)));
-        let options = Options { manifests: folder.to_owned(), state: state.map(Path::to_owned), on_report };
+        let source = Source::Directory { manifests: folder.to_owned(), state: state.map(Path::to_owned) };
+        let options = Options { source, door: Door::Open, on_report };
         let controller = Controller::new(options);
         let handle = controller.handle();
         let (stop, stopped) = oneshot::channel::<()>();

@@ -68,6 +68,7 @@ fn known(kind: Kind, node: &Node, name: &ObjectName) -> ReadObject {
         Kind::CircuitPolicy => custom(node, name, |policy| Object::CircuitPolicy(Arc::new(policy))),
         Kind::RetryPolicy => custom(node, name, |policy| Object::RetryPolicy(Arc::new(policy))),
         Kind::Namespace => reduce::namespace(node, name),
+        Kind::Node => (Some(Object::Node(name.name.clone())), Vec::new()),
         Kind::Service => reduce::service(node, name),
         Kind::EndpointSlice => reduce::endpoint_slice(node, name),
         Kind::Pod => reduce::pod(node, name),
