@@ -23,15 +23,12 @@ bench *args:
 demo:
     cargo run --release -- demo
 
-# Writes the generated YAML again, after a change of the types.
+# Writes the generated YAML again, after a change of the types: the schemas, and the chart's copy of them.
 generate:
     UPDATE=1 cargo test -p switchyard-crds schema
-    just chart
 
-# Copies the generated YAML into the chart, and has helm read the chart with all defaults and with everything on.
+# Has helm read the chart with all defaults and with everything on.
 chart:
-    rm -f charts/switchyard/files/crds/*.yaml
-    cp crds/yaml/*.yaml charts/switchyard/files/crds/
     helm lint --strict charts/switchyard
     helm lint --strict charts/switchyard --values charts/switchyard/ci/all-on.yaml
 

@@ -355,6 +355,13 @@ impl Switchyard for Fixed {
         let once = tokio_stream::once(Ok(update));
         Ok(tonic::Response::new(Box::pin(tokio_stream::StreamExt::chain(once, tokio_stream::pending()))))
     }
+
+    async fn relay(
+        &self,
+        _: tonic::Request<tonic::Streaming<v1::RelayMessage>>,
+    ) -> Result<tonic::Response<v1::RelayReply>, tonic::Status> {
+        Err(tonic::Status::unimplemented("there is one controller"))
+    }
 }
 
 fn configuration(instance: SocketAddr) -> v1::Update {
@@ -417,6 +424,7 @@ fn configuration(instance: SocketAddr) -> v1::Update {
             max_body_bytes: 65_536,
             ..Default::default()
         }],
+        ..v1::ServiceRoutes::default()
     };
     let instances = ["v1", "v2"].map(|version| v1::Instance {
         address: instance.ip().to_string(),

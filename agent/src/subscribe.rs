@@ -120,7 +120,8 @@ impl Subscription {
         let mut request = tonic::Request::new(ReceiverStream::new(told));
         if let Controller::Cluster { token, .. } = controller {
             let text = tokio::fs::read_to_string(token).await.map_err(|e| format!("{}: {e}", token.display()))?;
-            let value = format!("Bearer {}", text.trim()).parse().map_err(|_| format!("{}: no token", token.display()))?;
+            let value =
+                format!("Bearer {}", text.trim()).parse().map_err(|_| format!("{}: no token", token.display()))?;
             request.metadata_mut().insert("authorization", value);
         }
         let mut updates = client.subscribe(request).await?.into_inner();

@@ -1,8 +1,8 @@
 //! The controller of a cluster: what the process does beside the loop. Certificates, the webhook, the election, status.
 
 use std::future::Future;
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -13,7 +13,7 @@ use switchyard_controller::report::{lead, write};
 use switchyard_controller::run::{Controller, Options, Report, Source};
 use switchyard_controller::serve::door::Door;
 use switchyard_controller::serve::tls::{self, Authority, Names};
-use switchyard_controller::serve::{admin, webhook};
+use switchyard_controller::serve::{admin, relay, webhook};
 use tokio::net::TcpListener;
 
 use crate::bind;
@@ -22,7 +22,13 @@ use crate::bind;
 #[derive(Args)]
 pub(crate) struct Cluster {
     /// The controller's own namespace: its Lease, its Secret and its agents' ServiceAccount are there
-    #[arg(long, value_name = "NAME", env = "POD_NAMESPACE", default_value = "switchyard", help_heading = "In a cluster")]
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "POD_NAMESPACE",
+        default_value = "switchyard",
+        help_heading = "In a cluster"
+    )]
     namespace: String,
     /// The name of its Service, its Lease and its webhook; its Secret is NAME-tls and its ConfigMap NAME-ca
     #[arg(long, value_name = "NAME", default_value = "switchyard-controller", help_heading = "In a cluster")]
@@ -30,6 +36,9 @@ pub(crate) struct Cluster {
     /// Who this replica is in the election
     #[arg(long, value_name = "NAME", env = "POD_NAME", help_heading = "In a cluster")]
     identity: Option<String>,
+    /// Where the other replicas find this one; without it, where agents connect
+    #[arg(long, value_name = "IP", env = "POD_IP", help_heading = "In a cluster")]
+    address: Option<IpAddr>,
     /// The ServiceAccount of the agents
     #[arg(long, value_name = "NAME", default_value = "switchyard-agent", help_heading = "In a cluster")]
     agent_service_account: String,
@@ -54,10 +63,13 @@ pub(crate) async fn run(
 ) -> anyhow::Result<()> {
     let webhook_listener = bind(cluster.webhook, "the API server; choose another address with --webhook").await?;
     let health_listener = bind(cluster.health, "the kubelet; choose another address with --health").await?;
-    let client = Client::try_default().await.context("there is no cluster to be found: neither KUBECONFIG nor a Pod's")?;
+    let client =
+        Client::try_default().await.context("there is no cluster to be found: neither KUBECONFIG nor a Pod's")?;
     let names = Names { namespace: cluster.namespace.clone(), name: cluster.name.clone() };
+    let controllers = Arc::new(OnceLock::new());
     let door = Door::Tokens {
         client: client.clone(),
+        controllers: controllers.clone(),
         account: format!("system:serviceaccount:{}:{}", cluster.namespace, cluster.agent_service_account),
     };
     let controller = Controller::new(Options { source: Source::Kubernetes(client.clone()), door, on_report });
@@ -69,12 +81,24 @@ pub(crate) async fn run(
         webhook_listener.local_addr()?,
         health_listener.local_addr()?,
     ));
+    let mut address = agents.local_addr()?;
+    address.set_ip(cluster.address.unwrap_or(address.ip()));
     let identity = cluster.identity.unwrap_or_else(|| format!("{}-{}", cluster.name, std::process::id()));
 
     let serving = async {
         let authority = Arc::new(authority(&client, &names).await);
         tokio::spawn(tls::publish(client.clone(), authority.clone(), names.clone()));
-        let leads = lead::elect(client.clone(), &names.namespace, &names.name, identity.clone());
+        controllers.get_or_init(|| authority.shared_secret());
+        let leads = lead::elect(client.clone(), &names, identity.clone(), address.to_string());
+        let relay = relay::run(
+            client.clone(),
+            names.clone(),
+            identity.clone(),
+            authority.clone(),
+            handle.clone(),
+            leads.clone(),
+        );
+        tokio::spawn(relay);
         tokio::spawn(write::run(client.clone(), handle.clone(), leads, identity));
         let for_agents = tls::accept(agents, tls::server(authority.clone(), &names, b"h2")?);
         let for_webhook = tls::accept(webhook_listener, tls::server(authority, &names, b"http/1.1")?);

@@ -1,13 +1,15 @@
 //! What is reported of a rule or policy in its status: how it stands, and what the agents make of it. Pure; [`write`] does the rest.
 //!
 //! Keeps true:
-//! - `Programmed` counts the agents that have acknowledged a revision with exactly this generation in it and turned nothing of it
-//!   down (`programmed_counts_those_that_have_this_generation_in_force`).
+//! - `Programmed` counts the agents that have in force exactly what is published with this generation in it, and have turned nothing
+//!   of it down (`programmed_counts_those_that_have_this_generation_in_force`), whichever controller they are connected to: controllers
+//!   count revisions each for itself, but the same content has the same version at all of them.
 //! - A status that says the same is the same to the letter: times change only with the word that they are of
 //!   (`a_status_that_says_the_same_is_not_written_again`), so nothing is ever written in a loop.
 //! - Reasons are of a fixed list ([`REASONS`]); messages say what to do.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 use switchyard_crds::circuit_policy::CircuitStatus;
@@ -15,6 +17,7 @@ use switchyard_crds::route_rule::{AgentCount, Condition};
 use switchyard_crds::{Finding, Reason, Severity};
 
 use crate::object::{Kind, ObjectKey, ServiceKey};
+use crate::snapshot::Routes;
 use crate::standing::Standing;
 
 /// Who leads.
@@ -51,21 +54,38 @@ const LONGEST: usize = 1024;
 pub struct AgentView {
     /// Its node.
     pub node: String,
-    /// The last revision it has answered; 0 before the first, and where it is cut off.
+    /// What the controller that it is connected to has published.
+    pub published: Arc<Routes>,
+    /// The last revision of that controller that it has answered; 0 before the first, and where it is cut off.
     pub revision: u64,
     /// Services of which it has turned something down, and why.
     pub rejected: Vec<(ServiceKey, String)>,
 }
 
+/// What agents have, and are to have.
+#[derive(Clone, Debug, Default)]
+pub struct InForce {
+    /// What is published here.
+    pub published: Arc<Routes>,
+    /// All agents, of all controllers.
+    pub agents: Vec<AgentView>,
+}
+
 /// The status of an object now. `now` is RFC 3339.
-pub fn status(key: &ObjectKey, standing: &Standing, agents: &[AgentView], circuits: &[CircuitStatus], now: &str) -> Value {
+pub fn status(
+    key: &ObjectKey,
+    standing: &Standing,
+    in_force: &InForce,
+    circuits: &[CircuitStatus],
+    now: &str,
+) -> Value {
     let before: Vec<Condition> = standing
         .observed
         .status
         .get("conditions")
         .and_then(|conditions| serde_json::from_value(conditions.clone()).ok())
         .unwrap_or_default();
-    let words = words(standing, agents);
+    let words = words(standing, in_force);
     let conditions: Vec<Condition> = words
         .into_iter()
         .map(|(kind, status, reason, message)| {
@@ -81,8 +101,8 @@ pub fn status(key: &ObjectKey, standing: &Standing, agents: &[AgentView], circui
         })
         .collect();
     let count = AgentCount {
-        programmed: u32::try_from(agents.iter().filter(|agent| has_it(agent, standing)).count()).unwrap_or(u32::MAX),
-        total: u32::try_from(agents.len()).unwrap_or(u32::MAX),
+        programmed: u32::try_from(in_force.having(standing).count()).unwrap_or(u32::MAX),
+        total: u32::try_from(in_force.agents.len()).unwrap_or(u32::MAX),
     };
     let mut status = json!({
         "observedGeneration": standing.observed.generation,
@@ -98,9 +118,25 @@ pub fn status(key: &ObjectKey, standing: &Standing, agents: &[AgentView], circui
     status
 }
 
-fn has_it(agent: &AgentView, standing: &Standing) -> bool {
-    let refuses = |(service, _): &(ServiceKey, String)| standing.services.contains(service);
-    is_current(standing) && standing.is_compiled && agent.revision >= standing.since.max(1) && !agent.rejected.iter().any(refuses)
+impl InForce {
+    fn having<'a>(&'a self, standing: &'a Standing) -> impl Iterator<Item = &'a AgentView> {
+        self.agents.iter().filter(|agent| self.has_it(agent, standing))
+    }
+
+    fn has_it(&self, agent: &AgentView, standing: &Standing) -> bool {
+        let has = |service: &ServiceKey| match (self.published.get(service), agent.published.get(service)) {
+            (Some((wanted, _)), Some((version, since))) => version == wanted && agent.revision >= *since,
+            // There is no such Service, or it is not opted in: nothing of it is for agents.
+            (None, _) => true,
+            (Some(_), None) => false,
+        };
+        let refuses = |(service, _): &(ServiceKey, String)| standing.services.contains(service);
+        is_current(standing)
+            && standing.is_compiled
+            && agent.revision > 0
+            && standing.services.iter().all(has)
+            && !agent.rejected.iter().any(refuses)
+    }
 }
 
 /// Whether what is published is the generation that the author wrote last.
@@ -111,11 +147,11 @@ fn is_current(standing: &Standing) -> bool {
 type Words = (&'static str, &'static str, &'static str, String);
 
 /// What is to be said, condition by condition.
-fn words(standing: &Standing, agents: &[AgentView]) -> Vec<Words> {
+fn words(standing: &Standing, in_force: &InForce) -> Vec<Words> {
     let accepted = accepted(standing);
     let resolved = resolved(standing);
     let conflicted = conflicted(standing);
-    let programmed = programmed(standing, agents);
+    let programmed = programmed(standing, in_force);
     let ready = [&accepted, &resolved, &programmed].into_iter().find(|word| word.1 != "True");
     let ready = ready.or((conflicted.1 == "True").then_some(&conflicted));
     let ready = match ready {
@@ -136,7 +172,8 @@ fn accepted(standing: &Standing) -> Words {
     }
     let notes = standing.findings.iter().filter(|f| matches!(f.reason, Reason::NotEnforced | Reason::Suspicious));
     let notes: Vec<_> = notes.collect();
-    let message = if notes.is_empty() { "the spec is valid".to_owned() } else { format!("the spec is valid; {}", texts(notes)) };
+    let message =
+        if notes.is_empty() { "the spec is valid".to_owned() } else { format!("the spec is valid; {}", texts(notes)) };
     ("Accepted", "True", "Accepted", message)
 }
 
@@ -169,7 +206,8 @@ fn conflicted(standing: &Standing) -> Words {
     ("Conflicted", "False", "NoConflict", "no other object wants the same".to_owned())
 }
 
-fn programmed(standing: &Standing, agents: &[AgentView]) -> Words {
+fn programmed(standing: &Standing, in_force: &InForce) -> Words {
+    let agents = &in_force.agents;
     let no = |reason, message| ("Programmed", "False", reason, message);
     if !is_current(standing) {
         return no("Invalid", "this generation is refused, so no agent is given it".to_owned());
@@ -197,7 +235,7 @@ fn programmed(standing: &Standing, agents: &[AgentView]) -> Words {
     if !refusals.is_empty() {
         return no("Invalid", format!("agents cannot use it: {}", refusals.into_iter().collect::<Vec<_>>().join("; ")));
     }
-    let lacking: Vec<&str> = agents.iter().filter(|a| !has_it(a, standing)).map(|a| a.node.as_str()).collect();
+    let lacking: Vec<&str> = agents.iter().filter(|a| !in_force.has_it(a, standing)).map(|a| a.node.as_str()).collect();
     if lacking.is_empty() {
         return ("Programmed", "True", "Programmed", format!("in force on {0} of {0} agents", agents.len()));
     }

@@ -23,7 +23,7 @@ use crate::serve::agents::Agents;
 use crate::serve::door::Door;
 use crate::serve::webhook::{Question, Questions};
 use crate::serve::{OnReport, Serve};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Routes, Snapshot};
 use crate::source::directory::whereabouts::Whereabouts;
 use crate::source::{Event, directory, kubernetes};
 use crate::standing::{Board, Standings};
@@ -121,6 +121,11 @@ impl Handle {
         self.published.borrow().clone()
     }
 
+    /// Which routes are published, and since when.
+    pub fn routes(&self) -> Arc<Routes> {
+        self.published.borrow().as_ref().map(|snapshot| snapshot.routes().clone()).unwrap_or_default()
+    }
+
     /// How every rule and policy of a cluster stands.
     pub fn standings(&self) -> watch::Receiver<Standings> {
         self.standings.clone()
@@ -179,8 +184,7 @@ impl Controller {
         let (snapshot, published) = watch::channel(None);
         let (standings, seen) = watch::channel(Standings::new());
         let (questions, asked) = mpsc::channel(QUESTIONS);
-        let handle =
-            Handle { published, standings: seen, agents: Arc::default(), findings: Arc::default(), questions };
+        let handle = Handle { published, standings: seen, agents: Arc::default(), findings: Arc::default(), questions };
         let publish = Publish { snapshot, standings };
         Self { source: options.source, door: options.door, on_report: options.on_report.into(), publish, asked, handle }
     }

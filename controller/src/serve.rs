@@ -25,6 +25,8 @@ pub mod admin;
 pub mod agents;
 /// Who may connect.
 pub mod door;
+/// Controllers among themselves.
+pub mod relay;
 /// Certificates.
 pub mod tls;
 /// What the API server asks before it takes an object.
@@ -55,7 +57,12 @@ pub struct Serve {
 
 impl Serve {
     /// The service, ready for a server.
-    pub fn service(published: Published, agents: Arc<Agents>, door: Door, on_report: OnReport) -> SwitchyardServer<Self> {
+    pub fn service(
+        published: Published,
+        agents: Arc<Agents>,
+        door: Door,
+        on_report: OnReport,
+    ) -> SwitchyardServer<Self> {
         SwitchyardServer::new(Self { published, agents, door, on_report }).max_decoding_message_size(MAX_MESSAGE_BYTES)
     }
 }
@@ -80,6 +87,11 @@ impl Switchyard for Serve {
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn relay(&self, request: Request<Streaming<v1::RelayMessage>>) -> Result<Response<v1::RelayReply>, Status> {
+        self.door.admit_controller(request.metadata(), &self.agents.refusals)?;
+        relay::take(&self.agents, request.into_inner()).await.map(Response::new)
     }
 }
 

@@ -24,6 +24,9 @@ pub struct Key {
     pub kind: v1::Kind,
 }
 
+/// The routes of each Service at one controller: their version, and the revision from which on agents have it.
+pub type Routes = BTreeMap<ServiceKey, (String, u64)>;
+
 /// The resources that an agent holds, by version.
 pub type Held = BTreeMap<Key, String>;
 
@@ -31,6 +34,7 @@ pub type Held = BTreeMap<Key, String>;
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     revision: u64,
+    routes: Arc<Routes>,
     resources: BTreeMap<Key, Arc<v1::Resource>>,
 }
 
@@ -41,7 +45,7 @@ impl Key {
         Some(Self { service: ServiceKey { namespace: key.namespace, name: key.name }, kind })
     }
 
-    fn to_wire(&self) -> v1::ResourceKey {
+    pub(crate) fn to_wire(&self) -> v1::ResourceKey {
         v1::ResourceKey {
             kind: self.kind.into(),
             namespace: self.service.namespace.clone(),
@@ -69,6 +73,11 @@ impl Snapshot {
     /// Grows by one with each change that is published; 0 before the first.
     pub fn revision(&self) -> u64 {
         self.revision
+    }
+
+    /// Which routes are published, and since when.
+    pub fn routes(&self) -> &Arc<Routes> {
+        &self.routes
     }
 
     /// The resources by key.
@@ -99,6 +108,9 @@ impl Snapshot {
         if self.resources.get(&key).is_some_and(|held| held.version == version) {
             return false;
         }
+        if key.kind == v1::Kind::Routes {
+            Arc::make_mut(&mut self.routes).insert(key.service.clone(), (version.clone(), self.revision + 1));
+        }
         let resource = v1::Resource { key: Some(key.to_wire()), version, content: Some(content) };
         self.resources.insert(key, Arc::new(resource));
         true
@@ -106,6 +118,9 @@ impl Snapshot {
 
     /// Forgets a Service; whether that is a change.
     pub fn remove(&mut self, service: &ServiceKey) -> bool {
+        if self.routes.contains_key(service) {
+            Arc::make_mut(&mut self.routes).remove(service);
+        }
         let kinds = [v1::Kind::Routes, v1::Kind::Instances];
         let removed = kinds.map(|kind| self.resources.remove(&Key { service: service.clone(), kind }));
         removed.iter().any(Option::is_some)

@@ -1,5 +1,5 @@
-//! How each rule and policy stands: what is wrong with it, since which revision its current generation is published, and where its
-//! requests go now. What agents make of it is not here; [`crate::report`] puts the two together.
+//! How each rule and policy stands: what is wrong with it, whether it is part of what agents are given, and where its requests
+//! go now. What agents make of it is not here; [`crate::report`] puts the two together.
 //!
 //! Keeps true: a standing is derived from what is compiled and nothing else, and only those are derived anew that a change touches.
 
@@ -24,8 +24,6 @@ pub struct Standing {
     pub observed: Observed,
     /// The generation that is in the world; another than the observed one where that is refused. None: it never was in order.
     pub generation: Option<i64>,
-    /// The revision from which on this generation is published.
-    pub since: u64,
     /// The Services whose configuration it is part of.
     pub services: BTreeSet<ServiceKey>,
     /// Whether it is part of what agents are given.
@@ -96,7 +94,7 @@ impl Board {
         self.touched.extend(world.rules_to(service).filter_map(|rule| key_of(&compile::name_of(rule))));
     }
 
-    /// Derives anew what was touched; the standings, if any is another than before. `published`: there is a new revision.
+    /// Derives anew what was touched; the standings, if any is another than before.
     pub fn settle(&mut self, world: &World, snapshot: &Snapshot) -> Option<Standings> {
         let mut is_change = false;
         for key in std::mem::take(&mut self.touched) {
@@ -110,8 +108,6 @@ impl Board {
             standing.findings = by_origin.into_iter().flat_map(BTreeMap::values).flatten().cloned().collect();
             standing.findings.sort();
             let before = self.standings.get(&key);
-            let same = before.filter(|b| b.generation == standing.generation && b.is_compiled == standing.is_compiled);
-            standing.since = same.map_or_else(|| snapshot.revision(), |before| before.since);
             if before.is_none_or(|before| **before != standing) {
                 self.standings.insert(key, Arc::new(standing));
                 is_change = true;
@@ -144,12 +140,14 @@ fn derive(world: &World, snapshot: &Snapshot, key: &ObjectKey) -> Standing {
             let compiled = routes(&rule_service(rule)).and_then(|routes| routes.rules.iter().find(|r| r.name == name));
             standing.is_compiled = compiled.is_some();
             let own = |d: &v1::Destination| destination(snapshot, d);
-            standing.destinations = compiled.map(|rule| rule.destinations.iter().map(own).collect()).unwrap_or_default();
+            standing.destinations =
+                compiled.map(|rule| rule.destinations.iter().map(own).collect()).unwrap_or_default();
         }
         Some(Object::CircuitPolicy(policy)) => {
             standing.generation = policy.metadata.generation;
             let services = targets(&key.namespace, &policy.spec.target_refs);
-            let holds = |service: &ServiceKey| routes(service).is_some_and(|r| r.circuits.iter().any(|c| c.name == name));
+            let holds =
+                |service: &ServiceKey| routes(service).is_some_and(|r| r.circuits.iter().any(|c| c.name == name));
             standing.is_compiled = services.iter().any(holds);
             standing.services = services;
         }

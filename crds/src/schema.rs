@@ -98,6 +98,13 @@ mod tests {
             }
             let kept = std::fs::read_to_string(&path).unwrap_or_default();
             assert!(kept == fresh, "{path} is stale: run UPDATE=1 cargo test -p switchyard-crds");
+            // The chart brings the same.
+            let copy = format!("{}/../charts/switchyard/files/crds/{name}.yaml", env!("CARGO_MANIFEST_DIR"));
+            if std::env::var_os("UPDATE").is_some() {
+                std::fs::write(&copy, &fresh).unwrap();
+            }
+            let kept = std::fs::read_to_string(&copy).unwrap_or_default();
+            assert!(kept == fresh, "{copy} is stale: run UPDATE=1 cargo test -p switchyard-crds");
         }
     }
 

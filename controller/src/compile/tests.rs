@@ -7,8 +7,8 @@ use proptest::prelude::*;
 use prost::Message as _;
 
 use super::*;
-use crate::world::Unit;
 use crate::samples::{event, key, object, objects, world};
+use crate::world::Unit;
 
 fn encoded(compiled: &Compiled) -> (Vec<u8>, Vec<u8>) {
     (compiled.routes.encode_to_vec(), compiled.instances.encode_to_vec())

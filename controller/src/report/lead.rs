@@ -15,6 +15,8 @@ use kube::{Client, ResourceExt as _};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::serve::tls::Names;
+
 /// A lease that has not changed for this long is anybody's.
 pub const DURATION: Duration = Duration::from_secs(10);
 /// A leader that could not renew for this long leads no more.
@@ -22,11 +24,36 @@ pub const RENEW_WITHIN: Duration = Duration::from_secs(7);
 /// How often it is looked at.
 const PERIOD: Duration = Duration::from_secs(2);
 
+/// Where the leader is, as the lease says: an annotation of it.
+const ADDRESS: &str = "switchyard.dev/address";
+
+/// Who leads, and where it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Its name.
+    pub identity: String,
+    /// Where it serves agents.
+    pub address: String,
+}
+
+/// Who leads now.
+///
+/// # Errors
+/// When the lease cannot be read.
+pub async fn leader(client: &Client, names: &Names) -> anyhow::Result<Option<Standing>> {
+    let leases: Api<Lease> = Api::namespaced(client.clone(), &names.namespace);
+    let Some(lease) = leases.get_opt(&names.name).await? else { return Ok(None) };
+    let address = lease.annotations().get(ADDRESS).cloned();
+    let identity = lease.spec.and_then(|spec| spec.holder_identity).filter(|identity| !identity.is_empty());
+    Ok(identity.zip(address).map(|(identity, address)| Standing { identity, address }))
+}
+
 /// Takes part in the election for as long as anybody listens.
-pub struct Election {
+struct Election {
     leases: Api<Lease>,
     name: String,
     identity: String,
+    address: String,
     /// What the lease said when it was last seen to change, and when that was.
     seen: Option<(Option<String>, Instant)>,
     renewed: Option<Instant>,
@@ -41,13 +68,14 @@ enum Claim {
     Leave,
 }
 
-/// Takes part in the election for the Lease `name`; says whether this controller leads.
-pub fn elect(client: Client, namespace: &str, name: &str, identity: String) -> watch::Receiver<bool> {
+/// Takes part in the election; says whether this controller leads. `address` is where others find it when it does.
+pub fn elect(client: Client, names: &Names, identity: String, address: String) -> watch::Receiver<bool> {
     let (leads, receiver) = watch::channel(false);
     let mut election = Election {
-        leases: Api::namespaced(client, namespace),
-        name: name.to_owned(),
+        leases: Api::namespaced(client, &names.namespace),
+        name: names.name.clone(),
         identity,
+        address,
         seen: None,
         renewed: None,
     };
@@ -58,7 +86,9 @@ pub fn elect(client: Client, namespace: &str, name: &str, identity: String) -> w
             match tokio::time::timeout(PERIOD * 2, election.look()).await.context("the API server does not answer") {
                 Ok(Ok(true)) => election.renewed = Some(Instant::now()),
                 Ok(Ok(false)) => election.renewed = None,
-                Ok(Err(error)) | Err(error) => tracing::debug!(error = format!("{error:#}"), "cannot look at the lease"),
+                Ok(Err(error)) | Err(error) => {
+                    tracing::debug!(error = format!("{error:#}"), "cannot look at the lease")
+                }
             }
             let is_leading = election.renewed.is_some_and(|renewed| renewed.elapsed() < RENEW_WITHIN);
             let is_change = leads.send_if_modified(|leads| std::mem::replace(leads, is_leading) != is_leading);
@@ -79,7 +109,11 @@ impl Election {
     async fn look(&mut self) -> anyhow::Result<bool> {
         let Some(lease) = self.leases.get_opt(&self.name).await? else {
             let lease = Lease {
-                metadata: ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() },
+                metadata: ObjectMeta {
+                    name: Some(self.name.clone()),
+                    annotations: Some([(ADDRESS.to_owned(), self.address.clone())].into()),
+                    ..ObjectMeta::default()
+                },
                 spec: Some(self.spec(None)),
             };
             return written(self.leases.create(&PostParams::default(), &lease).await);
@@ -93,7 +127,8 @@ impl Election {
         if claim(&self.identity, spec.holder_identity.as_deref(), unchanged) == Claim::Leave {
             return Ok(false);
         }
-        let lease = Lease { spec: Some(self.spec(Some(&spec))), ..lease };
+        let mut lease = Lease { spec: Some(self.spec(Some(&spec))), ..lease };
+        lease.annotations_mut().insert(ADDRESS.to_owned(), self.address.clone());
         // The resource version makes it fail where somebody was quicker.
         written(self.leases.replace(&self.name, &PostParams::default(), &lease).await)
     }

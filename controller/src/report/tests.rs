@@ -19,16 +19,45 @@ fn standing() -> Standing {
     Standing {
         observed: Observed { generation: 3, uid: "u".into(), status: Value::Null },
         generation: Some(3),
-        since: 7,
         services: [service("a")].into(),
         is_compiled: true,
         findings: Vec::new(),
-        destinations: vec![DestinationStatus { service: "a".into(), version: Some("v2".into()), weight: 20, instances: 3 }],
+        destinations: vec![DestinationStatus {
+            service: "a".into(),
+            version: Some("v2".into()),
+            weight: 20,
+            instances: 3,
+        }],
     }
 }
 
+/// Version `x` of the routes of Service a, published at that revision.
+fn published(version: &str, since: u64) -> Arc<Routes> {
+    Arc::new([(service("a"), (version.to_owned(), since))].into())
+}
+
+/// An agent of this controller, which has published the generation with revision 7.
 fn agent(node: &str, revision: u64) -> AgentView {
-    AgentView { node: node.into(), revision, rejected: Vec::new() }
+    AgentView { node: node.into(), published: published("x", 7), revision, rejected: Vec::new() }
+}
+
+fn status(key: &ObjectKey, standing: &Standing, agents: &[AgentView], circuits: &[CircuitStatus], now: &str) -> Value {
+    let in_force = InForce { published: published("x", 7), agents: agents.to_vec() };
+    super::status(key, standing, &in_force, circuits, now)
+}
+
+#[test]
+fn an_agent_of_another_controller_counts_by_what_it_has_and_not_by_that_ones_revision() {
+    let other = |version: &str, since, revision| AgentView {
+        node: format!("{version}-{since}-{revision}"),
+        published: published(version, since),
+        revision,
+        rejected: Vec::new(),
+    };
+    let agents = [other("x", 2, 2), other("x", 3, 2), other("old", 1, 9)];
+    let now = status(&key(), &standing(), &agents, &[], NOW);
+    assert_eq!(now["agents"], json!({"programmed": 1, "total": 3}));
+    assert_eq!(condition(&now, "Programmed").2, "in force on 1 of 3 agents; not yet on x-3-2, old-1-9");
 }
 
 fn condition(status: &Value, kind: &str) -> (String, String, String) {

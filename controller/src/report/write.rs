@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use crate::compile::qualified;
 use crate::object::{Kind, ObjectKey};
-use crate::report::{AgentView, status};
+use crate::report::{InForce, status};
 use crate::run::Handle;
 use crate::standing::{Standing, Standings};
 
@@ -56,7 +56,8 @@ pub async fn run(client: Client, handle: Handle, mut leads: watch::Receiver<bool
         while *leads.borrow() {
             let newest = standings.borrow_and_update().clone();
             agents.mark_unchanged();
-            let again = writer.write(&newest, &handle.agents().views(), &handle.agents().circuits()).await;
+            let in_force = InForce { published: handle.routes(), agents: handle.agents().views(&handle.routes()) };
+            let again = writer.write(&newest, &in_force, &handle.agents().circuits()).await;
             tokio::select! {
                 changed = standings.changed() => if changed.is_err() { return },
                 changed = agents.changed() => if changed.is_err() { return },
@@ -82,7 +83,7 @@ impl Writer {
     async fn write(
         &mut self,
         standings: &Standings,
-        agents: &[AgentView],
+        in_force: &InForce,
         circuits: &BTreeMap<String, Vec<CircuitStatus>>,
     ) -> Instant {
         let now = Instant::now();
@@ -101,7 +102,7 @@ impl Writer {
                     standing.observed.status = written.clone();
                 }
             }
-            let wanted = status(key, &standing, agents, of_it, &time);
+            let wanted = status(key, &standing, in_force, of_it, &time);
             let waits = self.failed.get(key).is_some_and(|(_, again)| *again > now);
             if wanted != standing.observed.status && !waits {
                 due.push((key.clone(), standing, wanted));

@@ -38,7 +38,8 @@ pub fn health(handle: Handle, client: Client) -> Router {
 
 /// Lets through whoever shows a token whose owner may `get` the path `/metrics`, as Kubernetes' own components do.
 async fn may_read_metrics(State(client): State<Client>, request: Request, next: Next) -> Response {
-    let token = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
+    let token =
+        request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
     let Some(token) = token.map(str::to_owned) else {
         return (StatusCode::UNAUTHORIZED, "a bearer token is needed\n").into_response();
     };

@@ -15,7 +15,7 @@ use tonic::Status;
 
 use crate::report::AgentView;
 use crate::serve::door::Refusals;
-use crate::snapshot::Key;
+use crate::snapshot::{Key, Routes};
 
 /// Circuits that one agent may tell of; more are not kept. Bounds what a broken agent can do.
 const MAX_CIRCUITS: usize = 10_000;
@@ -74,6 +74,19 @@ struct List {
     streams: u64,
     /// Nodes whose agent was here and is not now.
     cut_off: BTreeSet<String>,
+    /// What the other controllers tell of their agents, by their names.
+    others: BTreeMap<String, Others>,
+}
+
+/// The agents of another controller.
+#[derive(Debug, Default)]
+pub struct Others {
+    /// What it has published.
+    pub published: Arc<Routes>,
+    /// Its agents, by node.
+    pub agents: BTreeMap<String, AgentView>,
+    /// Circuits that are not closed there.
+    pub circuits: Vec<v1::CircuitTransition>,
 }
 
 /// An agent's entry in the list, for as long as its stream lasts.
@@ -128,14 +141,18 @@ impl Agents {
         }
     }
 
-    /// Every agent once: the newest stream of each node, and those that are cut off.
-    pub fn views(&self) -> Vec<AgentView> {
+    /// Every agent once: the newest stream of each node, those of the other controllers, and those that are cut off. `published`
+    /// is what is published here.
+    pub fn views(&self, published: &Arc<Routes>) -> Vec<AgentView> {
         let list = self.list();
         let mut views = BTreeMap::new();
         for agent in list.agents.values() {
             let rejected = agent.rejected.iter().map(|(key, why)| (key.service.clone(), why.clone())).collect();
-            let view = AgentView { node: agent.node.clone(), revision: agent.revision, rejected };
-            views.insert(agent.node.clone(), view);
+            let (node, published, revision) = (agent.node.clone(), published.clone(), agent.revision);
+            views.insert(agent.node.clone(), AgentView { node, published, revision, rejected });
+        }
+        for (node, view) in list.others.values().flat_map(|other| &other.agents) {
+            views.entry(node.clone()).or_insert_with(|| view.clone());
         }
         for node in &list.cut_off {
             views.entry(node.clone()).or_insert_with(|| AgentView { node: node.clone(), ..AgentView::default() });
@@ -147,7 +164,8 @@ impl Agents {
     pub fn circuits(&self) -> BTreeMap<String, Vec<CircuitStatus>> {
         let list = self.list();
         let mut by_policy: BTreeMap<String, BTreeMap<(String, String, String), CircuitStatus>> = BTreeMap::new();
-        for circuit in list.agents.values().flat_map(|agent| agent.circuits.values()) {
+        let others = list.others.values().flat_map(|other| &other.circuits);
+        for circuit in list.agents.values().flat_map(|agent| agent.circuits.values()).chain(others) {
             let is_instance = circuit.target.parse::<std::net::SocketAddr>().is_ok();
             let destination = match circuit.target.as_str() {
                 version if !is_instance && !version.is_empty() => format!("{} {version}", circuit.service),
@@ -176,6 +194,47 @@ impl Agents {
             }
         }
         by_policy.into_iter().map(|(policy, circuits)| (policy, circuits.into_values().collect())).collect()
+    }
+
+    /// What a controller that does not lead tells of its agents.
+    pub(super) fn to_tell(&self) -> (Vec<v1::AgentState>, Vec<v1::CircuitTransition>) {
+        let list = self.list();
+        let state = |agent: &Agent| {
+            let error = |(key, message): (&Key, &String)| v1::ResourceError {
+                key: Some(key.to_wire()),
+                message: message.clone(),
+            };
+            let rejected = agent.rejected.iter().map(error).collect();
+            v1::AgentState { node: agent.node.clone(), revision: agent.revision, rejected }
+        };
+        // Of a node that is there twice, the newest stream counts, which comes last.
+        let states: BTreeMap<_, _> = list.agents.values().map(|agent| (&agent.node, state(agent))).collect();
+        let circuits = list.agents.values().flat_map(|agent| agent.circuits.values().cloned());
+        (states.into_values().collect(), circuits.collect())
+    }
+
+    /// What another controller tells of its agents; `None`: it tells no more.
+    pub fn of_other(&self, controller: &str, others: Option<Others>) {
+        let mut list = self.list();
+        let gone = match others {
+            Some(others) => {
+                for node in others.agents.keys() {
+                    list.cut_off.remove(node);
+                }
+                let before = list.others.insert(controller.to_owned(), others);
+                before.map(|before| before.agents).unwrap_or_default()
+            }
+            None => list.others.remove(controller).map(|before| before.agents).unwrap_or_default(),
+        };
+        // Whoever is nowhere now is cut off, until it is somewhere again.
+        for node in gone.into_keys() {
+            let is_here = list.agents.values().any(|agent| agent.node == node);
+            if !is_here && !list.others.values().any(|other| other.agents.contains_key(&node)) {
+                list.cut_off.insert(node);
+            }
+        }
+        drop(list);
+        self.changed();
     }
 
     fn list(&self) -> MutexGuard<'_, List> {

@@ -17,12 +17,15 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use k8s_openapi::jiff::{Timestamp, ToSpan as _, tz::TimeZone};
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt as _};
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use serde_json::json;
+use sha2::{Digest as _, Sha256};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
@@ -70,7 +73,11 @@ impl Names {
 
     fn dns(&self) -> Vec<String> {
         let (name, namespace) = (&self.name, &self.namespace);
-        ["", ".svc", ".svc.cluster.local"].iter().map(|end| format!("{name}.{namespace}{end}")).chain([name.clone()]).collect()
+        ["", ".svc", ".svc.cluster.local"]
+            .iter()
+            .map(|end| format!("{name}.{namespace}{end}"))
+            .chain([name.clone(), "localhost".to_owned()])
+            .collect()
     }
 }
 
@@ -141,6 +148,12 @@ impl Authority {
     /// Its certificate, PEM.
     pub fn certificate(&self) -> &str {
         &self.certificate
+    }
+
+    /// What only those know who can read the Secret: derived from the key, and telling nothing of it.
+    pub fn shared_secret(&self) -> String {
+        let digest = Sha256::new().chain_update(b"switchyard relay").chain_update(self.key.serialized_der()).finalize();
+        digest.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// A certificate for a server of these names, good from yesterday on: clocks differ.
@@ -277,7 +290,10 @@ async fn publish_once(client: &Client, authority: &Authority, names: &Names) -> 
         hooks.iter().map(|hook| json!({"name": hook.name, "clientConfig": {"caBundle": bundle}})).collect();
     // Webhooks are merged by name.
     let patch = Patch::Strategic(json!({"webhooks": told}));
-    webhooks.patch(&names.name, &PatchParams::default(), &patch).await.context("cannot write the webhook's configuration")?;
+    webhooks
+        .patch(&names.name, &PatchParams::default(), &patch)
+        .await
+        .context("cannot write the webhook's configuration")?;
     Ok(())
 }
 
@@ -300,7 +316,8 @@ mod tests {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(made.certificate().as_bytes()).unwrap()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let verifier = rustls::client::WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap();
+        let verifier =
+            rustls::client::WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap();
         let verify = |name: &str| {
             let name = rustls::pki_types::ServerName::try_from(name.to_owned()).unwrap();
             let now = rustls::pki_types::UnixTime::now();

@@ -88,9 +88,7 @@ fn response(uid: &str, findings: &[Finding]) -> Value {
         response["warnings"] = json!(warnings);
     }
     if !errors.is_empty() {
-        let cause = |finding: &&Finding| {
-            json!({"reason": "FieldValueInvalid", "field": finding.field, "message": finding.message})
-        };
+        let cause = |finding: &&Finding| json!({"reason": "FieldValueInvalid", "field": finding.field, "message": finding.message});
         response["status"] = json!({
             "code": 422,
             "reason": "Invalid",

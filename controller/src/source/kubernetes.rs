@@ -254,10 +254,13 @@ mod tests {
             }))
             .unwrap()
         };
-        let read = |weight| read_custom::<RouteRule>(Kind::RouteRule, object(weight), |r| Object::RouteRule(Arc::new(r)));
+        let read =
+            |weight| read_custom::<RouteRule>(Kind::RouteRule, object(weight), |r| Object::RouteRule(Arc::new(r)));
         let events = read(-1);
         assert!(matches!(&events[0], Event::Observed { observed, .. } if observed.generation == 7));
-        assert!(matches!(&events[1], Event::Findings { findings, .. } if findings[0].field == "spec.destinations[0].weight"));
+        assert!(
+            matches!(&events[1], Event::Findings { findings, .. } if findings[0].field == "spec.destinations[0].weight")
+        );
         assert_eq!(events.len(), 2);
         let events = read(1);
         assert!(matches!(&events[1], Event::Findings { findings, .. } if findings.is_empty()));
