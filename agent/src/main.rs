@@ -26,9 +26,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
   curl -H 'Host: my-service.shop' http://127.0.0.1:15001/"
 )]
 struct Args {
-    /// The controller's address.
-    #[arg(long, value_name = "ADDR", default_value = "http://127.0.0.1:15010")]
-    controller: String,
+    /// The controller's address; several, with commas, where there are several controllers and no name for all of them.
+    #[arg(long, value_name = "ADDR", default_value = "http://127.0.0.1:15010", value_delimiter = ',')]
+    controller: Vec<String>,
     /// The certificate of the authority that the controller's is of (PEM); with https.
     #[arg(long, value_name = "FILE", requires = "token")]
     ca: Option<PathBuf>,
@@ -72,15 +72,17 @@ fn main() -> ExitCode {
 
 fn run(args: Args) -> anyhow::Result<()> {
     use anyhow::Context;
-    let address =
-        if args.controller.contains("://") { args.controller.clone() } else { format!("http://{}", args.controller) };
-    let uri: tonic::transport::Uri =
-        address.parse().with_context(|| format!("--controller {address:?} is not an address"))?;
+    let addresses = args.controller.iter().map(|address| {
+        let url = if address.contains("://") { address.clone() } else { format!("http://{address}") };
+        url.parse().with_context(|| format!("--controller {address:?} is not an address"))
+    });
+    let addresses = addresses.collect::<anyhow::Result<Vec<tonic::transport::Uri>>>()?;
+    let is_tls = |uri: &tonic::transport::Uri| uri.scheme_str() == Some("https");
     let controller = match (args.ca, args.token) {
-        (Some(ca), Some(token)) if uri.scheme_str() == Some("https") => Controller::Cluster { uri, ca, token },
-        (Some(_), _) => anyhow::bail!("--ca and --token go with an https:// address; --controller is {address}"),
-        _ if uri.scheme_str() == Some("https") => anyhow::bail!("{address} needs --ca and --token"),
-        _ => Controller::Address(uri),
+        (Some(ca), Some(token)) if addresses.iter().all(is_tls) => Controller::Cluster { addresses, ca, token },
+        (Some(_), _) => anyhow::bail!("--ca and --token go with https:// addresses: {}", args.controller.join(",")),
+        _ if addresses.iter().any(is_tls) => anyhow::bail!("an https:// address needs --ca and --token"),
+        _ => Controller::Addresses(addresses),
     };
     let running = start(Options {
         http: args.http,

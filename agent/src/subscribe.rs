@@ -35,12 +35,12 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from
 /// Where the controller is.
 #[derive(Clone, Debug)]
 pub enum Controller {
-    /// At an address, as in `http://127.0.0.1:15010`.
-    Address(Uri),
+    /// At one of these addresses, as in `http://127.0.0.1:15010`; the next one is tried when one does not answer.
+    Addresses(Vec<Uri>),
     /// The same with TLS and a token, as in a cluster. Both files are read anew for each stream: they change while the agent runs.
     Cluster {
         /// As in `https://switchyard-controller.switchyard.svc:15010`.
-        uri: Uri,
+        addresses: Vec<Uri>,
         /// The file with the certificate of the authority that the controller's certificate is of, PEM.
         ca: PathBuf,
         /// The file with the agent's token.
@@ -97,12 +97,15 @@ impl Subscription {
     /// Keeps a stream to the controller, for ever.
     pub async fn run(mut self, controller: Controller) {
         let mut wait = BACKOFF.0;
-        loop {
-            match self.stream(&controller).await {
+        for turn in 0.. {
+            let before = self.link.updates_received.load(Relaxed);
+            match self.stream(&controller, turn).await {
                 Ok(()) => tracing::info!("the controller ended the stream"),
                 Err(error) => tracing::warn!(error = error_chain(&*error), "no stream to the controller"),
             }
-            if self.link.connected.swap(false, Relaxed) {
+            self.link.connected.store(false, Relaxed);
+            // One that lets nobody in, or breaks off at once, is not asked any faster for that.
+            if self.link.updates_received.load(Relaxed) > before {
                 wait = BACKOFF.0;
             }
             tokio::time::sleep(wait).await;
@@ -110,9 +113,13 @@ impl Subscription {
         }
     }
 
-    /// One stream, from hello to its end.
-    async fn stream(&mut self, controller: &Controller) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        let channel = connect(controller).await?;
+    /// One stream, from hello to its end. `turn` says which of several addresses is tried.
+    async fn stream(
+        &mut self,
+        controller: &Controller,
+        turn: usize,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let channel = connect(controller, turn).await?;
         let mut client = SwitchyardClient::new(channel).max_decoding_message_size(MOST_BYTES);
         let (tell, told) = mpsc::channel::<AgentMessage>(64);
         let mut transitions = self.shared.transitions.listen();
@@ -127,7 +134,8 @@ impl Subscription {
         let mut updates = client.subscribe(request).await?.into_inner();
         self.link.connected.store(true, Relaxed);
         self.link.streams.fetch_add(1, Relaxed);
-        tell.send(AgentMessage { message: Some(Message::Report(self.circuits())) }).await?;
+        // There is room for it, and a stream that has ended says why below.
+        let _ = tell.send(AgentMessage { message: Some(Message::Report(self.circuits())) }).await;
         loop {
             let answer = tokio::select! {
                 update = updates.message() => match update? {
@@ -197,13 +205,13 @@ impl Subscription {
     }
 }
 
-async fn connect(controller: &Controller) -> Result<Channel, Box<dyn std::error::Error + Send + Sync>> {
+async fn connect(controller: &Controller, turn: usize) -> Result<Channel, Box<dyn std::error::Error + Send + Sync>> {
     match controller {
-        Controller::Address(uri) => Ok(endpoint(uri).connect().await?),
-        Controller::Cluster { uri, ca, .. } => {
+        Controller::Addresses(addresses) => Ok(endpoint(addresses, turn)?.connect().await?),
+        Controller::Cluster { addresses, ca, .. } => {
             let pem = tokio::fs::read(ca).await.map_err(|e| format!("{}: {e}", ca.display()))?;
             let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));
-            Ok(endpoint(uri).tls_config(tls)?.connect().await?)
+            Ok(endpoint(addresses, turn)?.tls_config(tls)?.connect().await?)
         }
         Controller::Memory(connections) => {
             let connections = connections.clone();
@@ -221,13 +229,15 @@ async fn connect(controller: &Controller) -> Result<Channel, Box<dyn std::error:
     }
 }
 
-fn endpoint(uri: &Uri) -> Endpoint {
-    Endpoint::from(uri.clone())
+fn endpoint(addresses: &[Uri], turn: usize) -> Result<Endpoint, &'static str> {
+    let uri = addresses.get(turn % addresses.len().max(1)).ok_or("there is no address")?;
+    let endpoint = Endpoint::from(uri.clone())
         .connect_timeout(Duration::from_secs(5))
         // A controller whose host is gone is found out within half a minute.
         .http2_keep_alive_interval(Duration::from_secs(10))
         .keep_alive_timeout(Duration::from_secs(20))
-        .keep_alive_while_idle(true)
+        .keep_alive_while_idle(true);
+    Ok(endpoint)
 }
 
 /// An error with its causes, in one line.

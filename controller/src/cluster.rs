@@ -72,7 +72,9 @@ pub(crate) async fn run(
         controllers: controllers.clone(),
         account: format!("system:serviceaccount:{}:{}", cluster.namespace, cluster.agent_service_account),
     };
-    let controller = Controller::new(Options { source: Source::Kubernetes(client.clone()), door, on_report });
+    let agents_account = (cluster.namespace.clone(), cluster.agent_service_account.clone());
+    let source = Source::Kubernetes { client: client.clone(), agents: agents_account };
+    let controller = Controller::new(Options { source, door, on_report });
     let handle = controller.handle();
     console::say(format_args!(
         "listening agents={} admin={} webhook={} health={}",

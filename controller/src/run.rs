@@ -18,7 +18,7 @@ use tonic::transport::Server;
 use tonic::transport::server::Connected;
 
 use crate::compile;
-use crate::object::{Kind, Object, ObjectKey, ServiceKey};
+use crate::object::{Kind, Object, ObjectKey, Pod, ServiceKey};
 use crate::serve::agents::Agents;
 use crate::serve::door::Door;
 use crate::serve::webhook::{Question, Questions};
@@ -45,7 +45,12 @@ pub enum Source {
         state: Option<PathBuf>,
     },
     /// A cluster; only Services that are opted in are taken, and those that their rules lead to.
-    Kubernetes(kube::Client),
+    Kubernetes {
+        /// Speaks with its API server.
+        client: kube::Client,
+        /// Namespace and name of the agents' ServiceAccount: where a Pod of it runs, there is to be an agent.
+        agents: (String, String),
+    },
 }
 
 /// What the controller is to do.
@@ -215,8 +220,9 @@ impl Controller {
                     .context("the folder of manifests cannot be watched")?;
                 (Pipeline::default(), events)
             }
-            Source::Kubernetes(client) => {
-                (Pipeline { is_cluster: true, ..Pipeline::default() }, kubernetes::watch(&client))
+            Source::Kubernetes { client, agents } => {
+                let pipeline = Pipeline { is_cluster: true, agents: Some(agents), ..Pipeline::default() };
+                (pipeline, kubernetes::watch(&client))
             }
         };
         let service = Serve::service(handle.published.clone(), handle.agents.clone(), door, on_report.clone());
@@ -260,9 +266,7 @@ async fn turn(
             events.extend(more);
         }
         for event in events {
-            if let Event::Deleted(ObjectKey { kind: Kind::Node, name, .. }) = &event {
-                handle.agents.forget(name);
-            }
+            pipeline.expect(&event, &handle.agents);
             pipeline.apply(event);
         }
         let reports = pipeline.compile();
@@ -299,10 +303,31 @@ struct Pipeline {
     is_synced: bool,
     /// Objects come from a cluster: there only what is opted in is taken, and everybody is told by status.
     is_cluster: bool,
+    /// Namespace and name of the agents' ServiceAccount, in a cluster.
+    agents: Option<(String, String)>,
     board: Board,
 }
 
 impl Pipeline {
+    /// Where there is to be an agent, and where no more.
+    fn expect(&self, event: &Event, agents: &Agents) {
+        let is_agent = |pod: &Pod| {
+            self.agents
+                .as_ref()
+                .is_some_and(|(namespace, name)| pod.namespace == *namespace && pod.service_account == *name)
+        };
+        match event {
+            Event::Applied(Object::Pod(pod)) if is_agent(pod) => pod.node.iter().for_each(|node| agents.expect(node)),
+            Event::Deleted(ObjectKey { kind: Kind::Node, name, .. }) => agents.forget(name),
+            Event::Deleted(ObjectKey { kind: Kind::Pod, namespace, name }) => {
+                let node =
+                    self.world.pod(namespace, name).filter(|pod| is_agent(pod)).and_then(|pod| pod.node.as_ref());
+                node.into_iter().for_each(|node| agents.forget(node));
+            }
+            _ => {}
+        }
+    }
+
     fn apply(&mut self, event: Event) {
         self.dirty.extend(self.world.apply(&event));
         match event {

@@ -2,7 +2,7 @@
 //!
 //! An agent counts as having a revision in force only when it has acknowledged it and nothing it was sent stands rejected.
 //! It is counted for as long as its stream lasts: [`Connected`] takes it off the list when it is dropped. One that is cut off goes
-//! on with what it has, so its node is remembered until the node is gone ([`Agents::forget`]).
+//! on with what it has, so its node is remembered until the node is gone, or the agent's Pod on it ([`Agents::forget`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -134,7 +134,18 @@ impl Agents {
         self.changes.send_modify(|changes| *changes += 1);
     }
 
-    /// A node is gone, and its agent with it.
+    /// There is to be an agent on this node: until it connects it counts as cut off.
+    pub fn expect(&self, node: &str) {
+        let mut list = self.list();
+        let is_here = list.agents.values().any(|agent| agent.node == node);
+        let is_there = list.others.values().any(|other| other.agents.contains_key(node));
+        if !is_here && !is_there && list.cut_off.insert(node.to_owned()) {
+            drop(list);
+            self.changed();
+        }
+    }
+
+    /// A node is gone, or its agent is taken off it.
     pub fn forget(&self, node: &str) {
         if self.list().cut_off.remove(node) {
             self.changed();
