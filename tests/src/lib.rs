@@ -19,6 +19,8 @@ mod binaries;
 pub mod chance;
 /// Callers with HTTP clients.
 pub mod client;
+/// A real API server.
+pub mod cluster;
 /// A gRPC service and its client.
 pub mod grpc;
 /// Callers that keep asking.

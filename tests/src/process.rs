@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::cluster::Cluster;
 use crate::{binaries, binary, client, wait_for};
 
 /// A process. It is killed when this is dropped; if the test is failing by then, what the process said is shown.
@@ -24,8 +25,13 @@ pub struct Process {
 impl Process {
     /// Starts one of the binaries, in the repository's root.
     pub fn start(name: &str, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
+        Self::start_with(name, args, &[])
+    }
+
+    /// The same, with more in its environment.
+    fn start_with(name: &str, args: impl IntoIterator<Item = impl AsRef<OsStr>>, more: &[(&str, &Path)]) -> Self {
         let mut command = Command::new(binary(name));
-        command.args(args).current_dir(binaries::repository()).stdin(Stdio::null());
+        command.envs(more.iter().copied()).args(args).current_dir(binaries::repository()).stdin(Stdio::null());
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let said = Arc::default();
         listen(child.stdout.take().unwrap(), &said);
@@ -184,6 +190,22 @@ impl Switchyard {
         Self::of(Process::start("switchyard-agent", args), None).await
     }
 
+    /// `switchyard-agent` of a cluster's node, with the token that the kubelet would give it.
+    pub async fn of_node(cluster: &Cluster, controllers: &[&Controller], node: &str, token: &str) -> Self {
+        let state = tempfile::tempdir().unwrap();
+        let file = state.path().join("token");
+        std::fs::write(&file, token).unwrap();
+        let authority = cluster.authority().await;
+        let addresses: Vec<_> =
+            controllers.iter().map(|controller| format!("https://localhost:{}", controller.agents.port())).collect();
+        let mut args = vec!["--controller".to_owned(), addresses.join(","), "--node".to_owned(), node.to_owned()];
+        args.extend(
+            ["--ca", path(&authority), "--token", path(&file), "--state", path(state.path())].map(str::to_owned),
+        );
+        args.extend(["--http", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--drain", "1"].map(str::to_owned));
+        Self::of(Process::start("switchyard-agent", args), Some(state)).await
+    }
+
     async fn of(process: Process, state: Option<TempDir>) -> Self {
         let addresses = process.listening().await;
         Self { process, http: addresses["http"], admin: addresses["admin"], _state: state }
@@ -262,6 +284,8 @@ pub struct Controller {
     pub agents: SocketAddr,
     /// Where the admin endpoints are.
     pub admin: SocketAddr,
+    /// Where an API server asks, in a cluster.
+    pub webhook: Option<SocketAddr>,
 }
 
 impl Controller {
@@ -270,13 +294,33 @@ impl Controller {
         let listen = listen.to_string();
         let args = ["--manifests", path(manifests), "--listen", &listen, "--admin", "127.0.0.1:0"];
         let process = Process::start("switchyard-controller", args);
+        Self::of(process).await
+    }
+
+    /// Starts it on a cluster.
+    pub async fn in_cluster(cluster: &Cluster, identity: &str) -> Self {
+        let any = "127.0.0.1:0";
+        let args = ["--listen", any, "--admin", any, "--webhook", any, "--health", any, "--identity", identity];
+        let config = cluster.kubeconfig();
+        let environment = [("KUBECONFIG", config.as_path())];
+        let args = ["--kubernetes"].into_iter().chain(args);
+        Self::of(Process::start_with("switchyard-controller", args, &environment)).await
+    }
+
+    async fn of(process: Process) -> Self {
         let addresses = process.listening().await;
-        Self { process, agents: addresses["agents"], admin: addresses["admin"] }
+        let (agents, admin) = (addresses["agents"], addresses["admin"]);
+        Self { process, agents, admin, webhook: addresses.get("webhook").copied() }
     }
 
     /// A metric, as for [`Switchyard::metric`].
     pub async fn metric(&self, name: &str) -> f64 {
-        sum(&client::get(self.admin, "admin", "/metrics").await.unwrap().text(), name, &[])
+        self.metric_of(name, &[]).await
+    }
+
+    /// The same, of the series that have these labels.
+    pub async fn metric_of(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        sum(&client::get(self.admin, "admin", "/metrics").await.unwrap().text(), name, labels)
     }
 }
 

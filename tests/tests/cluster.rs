@@ -1,0 +1,224 @@
+//! The controller against a real API server: status, who leads, who is let in, what holds while the API server is away.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use serde_json::{Value, json};
+use switchyard_tests::cluster::Cluster;
+use switchyard_tests::process::{Controller, Switchyard, example};
+use switchyard_tests::wait_for;
+
+const REFUSED: &str = "switchyard_controller_agents_refused_total";
+
+/// The status of a condition, with its reason, of the generation that is there now.
+fn condition(object: &Value, kind: &str) -> Option<(String, String)> {
+    let conditions = object["status"]["conditions"].as_array()?;
+    let condition = conditions.iter().find(|condition| condition["type"] == kind)?;
+    let is_current = condition["observedGeneration"] == object["metadata"]["generation"];
+    let text = |field: &str| condition[field].as_str().unwrap().to_owned();
+    is_current.then(|| (text("status"), text("reason")))
+}
+
+async fn says(cluster: &Cluster, kind: &str, name: &str, condition_type: &str, status: &str, reason: &str) {
+    let what = format!("{kind} {name}: {condition_type} is {status}, for {reason}");
+    let wanted = Some((status.to_owned(), reason.to_owned()));
+    wait_for(&what, async || condition(&cluster.get("shop", kind, name), condition_type) == wanted).await;
+}
+
+fn set_weight(cluster: &Cluster, weight: u32) {
+    let patch = format!("[{{\"op\": \"replace\", \"path\": \"/spec/destinations/0/weight\", \"value\": {weight}}}]");
+    cluster.kubectl(&["patch", "-n", "shop", "routerule", "canary-deployment", "--type=json", "-p", &patch]);
+}
+
+/// The user's own canary, circuit and retry, as the examples have them.
+fn apply_examples(cluster: &Cluster) {
+    cluster.service("my-service", &["v1", "v2"]);
+    for file in ["canary/canary-deployment.yaml", "circuit/circuit.yaml", "retry/retry.yaml"] {
+        cluster.apply_file(&example("").join(file));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rule_is_ready_once_every_agent_has_it_in_force_and_each_edit_is_told() {
+    let Some(cluster) = Cluster::start().await else { return };
+    let controller = Controller::in_cluster(&cluster, "one").await;
+    let (first, second) = (cluster.node("first"), cluster.node("second"));
+    let first = Switchyard::of_node(&cluster, &[&controller], "first", &first).await;
+    apply_examples(&cluster);
+
+    // An agent is to be on the second node, and is not there yet.
+    says(&cluster, "routerule", "canary-deployment", "Programmed", "False", "Pending").await;
+    let rule = cluster.get("shop", "routerule", "canary-deployment");
+    assert_eq!(rule["status"]["agents"], json!({"programmed": 1, "total": 2}));
+    assert_eq!(condition(&rule, "Accepted"), Some(("True".into(), "Accepted".into())));
+
+    let second = Switchyard::of_node(&cluster, &[&controller], "second", &second).await;
+    says(&cluster, "routerule", "canary-deployment", "Ready", "True", "Ready").await;
+    let waited = ["wait", "-n", "shop", "--for=condition=Ready", "routerule/canary-deployment", "--timeout=60s"];
+    cluster.kubectl(&waited);
+    let rule = cluster.get("shop", "routerule", "canary-deployment");
+    assert_eq!(rule["status"]["agents"], json!({"programmed": 2, "total": 2}));
+    assert_eq!(rule["status"]["observedGeneration"], rule["metadata"]["generation"]);
+    assert_eq!(
+        rule["status"]["destinations"][0],
+        json!({"service": "my-service", "version": "v2", "weight": 20, "instances": 1})
+    );
+    let columns = cluster.kubectl(&["get", "-n", "shop", "rr"]);
+    assert!(columns.contains("READY") && columns.contains("True"), "{columns}");
+    assert!(cluster.kubectl(&["get", "-n", "shop", "switchyard"]).contains("canary-deployment"), "the category");
+
+    for weight in [30, 40, 50] {
+        set_weight(&cluster, weight);
+        says(&cluster, "routerule", "canary-deployment", "Ready", "True", "Ready").await;
+        let split = [("v2".to_owned(), u64::from(weight)), ("v1".to_owned(), 80)];
+        for agent in [&first, &second] {
+            assert_eq!(agent.split("my-service").await, split, "ready is said only once it is in force");
+        }
+    }
+
+    // Status is written when it says something else, and not otherwise.
+    let version = |object: &Value| object["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
+    let before = cluster.get("shop", "routerule", "canary-deployment");
+    cluster.service("other", &["v1"]);
+    wait_for("the agents know the other Service", async || !first.split("other").await.is_empty()).await;
+    let after = cluster.get("shop", "routerule", "canary-deployment");
+    assert_eq!(version(&before), version(&after));
+
+    let events = cluster.kubectl(&["get", "events", "-n", "shop"]);
+    assert!(events.contains("Accepted"), "{events}");
+
+    cluster.kubectl(&["delete", "-n", "shop", "routerule", "canary-deployment", "--timeout=30s"]);
+    let by_default = vec![(String::new(), 1)];
+    for agent in [&first, &second] {
+        wait_for("the rule is gone from the agents", async || agent.split("my-service").await == by_default).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_wrong_with_a_rule_stands_in_its_conditions() {
+    let Some(cluster) = Cluster::start().await else { return };
+    let controller = Controller::in_cluster(&cluster, "one").await;
+    let token = cluster.node("first");
+    let agent = Switchyard::of_node(&cluster, &[&controller], "first", &token).await;
+    cluster.service("my-service", &["v1"]);
+    let rule = |name: &str, spec: &str| {
+        let head = "apiVersion: switchyard.dev/v1alpha1\nkind: RouteRule\n";
+        format!("{head}metadata: {{name: {name}, namespace: shop}}\nspec: {spec}\n")
+    };
+    cluster.apply(&rule("good", "{service: my-service, destinations: [{service: my-service, version: v1}]}"));
+    says(&cluster, "routerule", "good", "Ready", "True", "Ready").await;
+
+    cluster.apply(&rule("nobody", "{service: nobody, destinations: [{service: my-service}]}"));
+    says(&cluster, "routerule", "nobody", "ResolvedRefs", "False", "UnresolvedRef").await;
+    cluster
+        .apply(&rule("v9", "{service: my-service, priority: 9, destinations: [{service: my-service, version: v9}]}"));
+    says(&cluster, "routerule", "v9", "ResolvedRefs", "False", "NoInstances").await;
+    cluster.apply(&rule("twin", "{service: my-service, destinations: [{service: my-service, version: v1}]}"));
+    says(&cluster, "routerule", "twin", "Conflicted", "True", "Conflicted").await;
+    says(&cluster, "routerule", "good", "Conflicted", "False", "NoConflict").await;
+
+    // A regular expression that no schema can judge: the webhook is not configured here, so it gets in, and is not in force.
+    let bad = "{service: my-service, matches: [{path: {type: RegularExpression, value: '/(x'}}], destinations: [{service: my-service}]}";
+    cluster.apply(&rule("good", bad));
+    says(&cluster, "routerule", "good", "Accepted", "False", "Invalid").await;
+    let config = agent.config().await.to_string();
+    assert!(config.contains("shop/good"), "what held before stays in force: {config}");
+
+    // A Service that nobody has opted in.
+    cluster.apply("apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {switchyard.dev/mesh: disabled}}\n");
+    says(&cluster, "routerule", "v9", "Programmed", "False", "NotOptedIn").await;
+    wait_for("no agent is given it any more", async || agent.split("my-service").await.is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_controller_takes_over_and_counts_every_agent_wherever_it_is_connected() {
+    let Some(cluster) = Cluster::start().await else { return };
+    let one = Controller::in_cluster(&cluster, "one").await;
+    one.process.says(0, &["revision 1"]).await;
+    let two = Controller::in_cluster(&cluster, "two").await;
+    let (first, second) = (cluster.node("first"), cluster.node("second"));
+    let first = Switchyard::of_node(&cluster, &[&one, &two], "first", &first).await;
+    let _second = Switchyard::of_node(&cluster, &[&two, &one], "second", &second).await;
+    cluster.service("my-service", &["v1", "v2"]);
+    cluster.apply_file(&example("canary/canary-deployment.yaml"));
+    // One agent is connected to each.
+    says(&cluster, "routerule", "canary-deployment", "Ready", "True", "Ready").await;
+    let rule = cluster.get("shop", "routerule", "canary-deployment");
+    assert_eq!(rule["status"]["agents"], json!({"programmed": 2, "total": 2}));
+
+    let lease = || cluster.get("switchyard", "lease", "switchyard-controller");
+    let holder = lease()["spec"]["holderIdentity"].as_str().unwrap().to_owned();
+    let (leader, other) = if holder == "one" { (one, two) } else { (two, one) };
+    leader.process.kill();
+    set_weight(&cluster, 50);
+    says(&cluster, "routerule", "canary-deployment", "Ready", "True", "Ready").await;
+    let rule = cluster.get("shop", "routerule", "canary-deployment");
+    assert_eq!(rule["status"]["agents"], json!({"programmed": 2, "total": 2}));
+    assert_ne!(lease()["spec"]["holderIdentity"], holder.as_str());
+    assert_eq!(first.split("my-service").await[0], ("v2".to_owned(), 50));
+    drop(other);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_cannot_show_who_it_is_gets_nothing() {
+    let Some(cluster) = Cluster::start().await else { return };
+    let controller = Controller::in_cluster(&cluster, "one").await;
+    cluster.service("my-service", &["v1"]);
+    let good = cluster.node("first");
+    cluster.node("second");
+    let bound = ["--bound-object-kind", "Pod", "--bound-object-name", "agent-first"];
+    let wrong_audience = cluster.token(&[&["--audience", "other"], &bound[..]].concat());
+    let unbound = cluster.token(&["--audience", "switchyard"]);
+    let gone = {
+        cluster.apply("apiVersion: v1\nkind: Pod\nmetadata: {name: gone, namespace: switchyard}\nspec: {nodeName: first, serviceAccountName: switchyard-agent, containers: [{name: a, image: a}]}\n");
+        let token =
+            cluster.token(&["--audience", "switchyard", "--bound-object-kind", "Pod", "--bound-object-name", "gone"]);
+        cluster.kubectl(&["delete", "pod", "-n", "switchyard", "gone", "--force", "--grace-period=0"]);
+        token
+    };
+    cluster.kubectl(&["create", "serviceaccount", "-n", "shop", "intruder"]);
+    let intruder = cluster.kubectl(&["create", "token", "-n", "shop", "intruder", "--audience", "switchyard"]);
+    let cases = [
+        (wrong_audience.as_str(), "first", "not-authenticated"),
+        (gone.as_str(), "first", "not-authenticated"),
+        ("nonsense", "first", "not-authenticated"),
+        (unbound.as_str(), "first", "not-bound"),
+        (intruder.as_str(), "first", "not-an-agent"),
+        (good.as_str(), "second", "other-node"),
+    ];
+    for (token, node, reason) in cases {
+        let before = controller.metric_of(REFUSED, &[("reason", reason)]).await;
+        let agent = Switchyard::of_node(&cluster, &[&controller], node, token).await;
+        let what = format!("an agent is refused: {reason}");
+        wait_for(&what, async || controller.metric_of(REFUSED, &[("reason", reason)]).await > before).await;
+        assert!(agent.split("my-service").await.is_empty(), "{reason}");
+        assert!(!agent.is_ready().await, "{reason}");
+    }
+    let agent = Switchyard::of_node(&cluster, &[&controller], "first", &good).await;
+    agent.ready().await;
+    assert!(!agent.split("my-service").await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_the_api_server_is_away_agents_keep_what_they_have_and_nothing_is_emptied_on_its_return() {
+    let Some(cluster) = Cluster::start().await else { return };
+    let controller = Controller::in_cluster(&cluster, "one").await;
+    let token = cluster.node("first");
+    let agent = Switchyard::of_node(&cluster, &[&controller], "first", &token).await;
+    cluster.service("my-service", &["v1", "v2"]);
+    cluster.apply_file(&example("canary/canary-deployment.yaml"));
+    says(&cluster, "routerule", "canary-deployment", "Ready", "True", "Ready").await;
+
+    cluster.stop_api_server();
+    let after = controller.process.said().len();
+    controller.process.says(after, &["cannot watch"]).await;
+    assert_eq!(agent.split("my-service").await[0], ("v2".to_owned(), 20));
+    cluster.start_api_server();
+    cluster.ready().await;
+    // What has changed arrives; what has not, never went.
+    let received = "switchyard_agent_resources_received_total";
+    let before = agent.metric(received, &[]).await;
+    set_weight(&cluster, 60);
+    says(&cluster, "routerule", "canary-deployment", "Ready", "True", "Ready").await;
+    assert_eq!(agent.split("my-service").await[0], ("v2".to_owned(), 60));
+    assert_eq!(agent.metric(received, &[]).await, before + 1.0, "one Service's routes, and nothing else");
+}
