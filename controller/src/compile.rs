@@ -183,7 +183,8 @@ pub fn left_out(world: &World, service: &Service) -> Vec<Finding> {
     let rules = world.rules_of(&key).map(|rule| (name_of(rule), "spec.service"));
     let circuits = world.circuit_policies_of(&key).map(|policy| (name_of(policy), "spec.targetRefs"));
     let retries = world.retry_policies_of(&key).map(|policy| (name_of(policy), "spec.targetRefs"));
-    let message = format!("Service {key} is not taken into the mesh: label it, or its Namespace, {MESH_LABEL}: enabled");
+    let message =
+        format!("Service {key} is not taken into the mesh: label it, or its Namespace, {MESH_LABEL}: enabled");
     let users = rules.chain(circuits).chain(retries);
     users.map(|(name, field)| warning(&name, Reason::NotOptedIn, field, message.clone())).collect()
 }

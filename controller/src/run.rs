@@ -180,8 +180,7 @@ impl Controller {
         let (snapshot, published) = watch::channel(None);
         let (standings, seen) = watch::channel(Standings::new());
         let (questions, asked) = mpsc::channel(QUESTIONS);
-        let handle =
-            Handle { published, standings: seen, agents: Arc::default(), findings: Arc::default(), questions };
+        let handle = Handle { published, standings: seen, agents: Arc::default(), findings: Arc::default(), questions };
         let publish = Publish { snapshot, standings };
         Self { source: options.source, door: options.door, on_report: options.on_report.into(), publish, asked, handle }
     }
@@ -400,11 +399,7 @@ impl Pipeline {
             findings.extend(service.into_iter().flat_map(|service| compile::left_out(&self.world, service)));
         }
         let is_needed = service.is_some() && (!self.is_cluster || compile::is_needed(&self.world, key));
-        let is_change = if is_needed {
-            self.snapshot.set(key, routes, instances)
-        } else {
-            self.snapshot.remove(key)
-        };
+        let is_change = if is_needed { self.snapshot.set(key, routes, instances) } else { self.snapshot.remove(key) };
         self.found(format!("Service {key}"), findings);
         if self.is_cluster {
             self.board.compiled(&self.world, key);

@@ -137,7 +137,8 @@ impl World {
 
     /// The Services of a namespace.
     fn services_in(&self, namespace: &str) -> impl Iterator<Item = &Service> {
-        let key = |name: &str| ObjectKey { kind: Kind::Service, namespace: namespace.to_owned(), name: name.to_owned() };
+        let key =
+            |name: &str| ObjectKey { kind: Kind::Service, namespace: namespace.to_owned(), name: name.to_owned() };
         let from = self.objects.range(key("")..);
         let namespace = namespace.to_owned();
         from.map_while(move |(_, object)| match object {
