@@ -173,24 +173,23 @@ pub fn explain(table: &Table, question: &Question<'_>, now: admit::window::Milli
     }
     let rule = service.rule(decided);
     let shares = rule.shares.get(port).cloned().unwrap_or_default();
-    let share = |position: usize| {
+    let width = |position: usize| {
         let begin = if position == 0 { 0 } else { shares.ends[position - 1] };
-        let width = shares.ends.get(position).map_or(0, |end| end - begin);
-        if shares.total == 0 { 0.0 } else { width as f64 * 100.0 / shares.total as f64 }
+        shares.ends.get(position).map_or(0, |end| end - begin)
     };
     let is_served = |d: &Destination| d.ports.get(port).is_some_and(|p| !p.ready.is_empty());
     let destinations = rule.destinations.iter().enumerate();
-    let passed_on = |(position, d): (usize, &Destination)| if is_served(d) { share(position) } else { 0.0 };
+    let passed_on = |(position, d): (usize, &Destination)| match is_served(d) {
+        true => percent(width(position), shares.total),
+        false => 0.0,
+    };
+    let unserved = destinations.clone().filter(|(_, d)| !is_served(d)).map(|(i, d)| (width(i), d));
     Ok(Explanation {
         service: service.label.to_string(),
         port: number,
         rule: decided.map(|_| rule.name.to_string()),
         considered,
-        refused: refused(
-            service,
-            rule,
-            destinations.clone().filter(|(_, d)| !is_served(d)).map(|(i, d)| (share(i), d)),
-        ),
+        refused: refused(service, rule, shares.total, unserved),
         destinations: destinations.map(|(i, d)| place(d, port, passed_on((i, d)), question.method, now)).collect(),
         timeouts: Timeouts {
             request_ms: rule.request_timeout.map(|t| t.as_millis()),
@@ -199,29 +198,34 @@ pub fn explain(table: &Table, question: &Question<'_>, now: admit::window::Milli
     })
 }
 
-/// What becomes of the shares of destinations with no ready instance: as in `choose`, nobody takes them over when the rule says so,
-/// or when there is nobody.
+/// A part of all that can be drawn, in percent.
+fn percent(part: u64, total: u64) -> f64 {
+    if total == 0 { 0.0 } else { part as f64 * 100.0 / total as f64 }
+}
+
+/// What is answered 503 because nobody is ready: everything where nothing can be drawn, else the shares of destinations with no
+/// instance, where the rule lets nobody take them over.
 fn refused<'d>(
     service: &Service,
     rule: &Rule,
-    unserved: impl Iterator<Item = (f64, &'d Destination)>,
+    total: u64,
+    unserved: impl Iterator<Item = (u64, &'d Destination)>,
 ) -> Option<Refused> {
-    let unserved: Vec<_> = unserved.collect();
-    if unserved.len() == rule.destinations.len() && !rule.fail_when_unavailable {
-        let detail = match rule.name.is_empty() {
-            true => format!("{} has no ready instance", service.label),
-            false => format!("no destination of {} has a ready instance", rule.name),
+    let no_instances = |detail, percent| Some(Refused::new(Refusal::new(Reason::NoInstances, detail), percent));
+    if total == 0 {
+        return match rule.name.is_empty() {
+            true => no_instances(format!("{} has no ready instance", service.label), 100.0),
+            false => no_instances(format!("no destination of {} has a ready instance", rule.name), 100.0),
         };
-        return Some(Refused::new(Refusal::new(Reason::NoInstances, detail), 100.0));
     }
-    let drawn: Vec<_> = unserved.into_iter().filter(|(share, _)| *share > 0.0).collect();
+    let drawn: Vec<_> = unserved.filter(|(width, _)| *width > 0).collect();
     let said = drawn.iter().map(|(_, destination)| match &*destination.version {
         "" => format!("{} has no ready instance", destination.service),
         version => format!("{} has no ready instance of version {version}", destination.service),
     });
     let detail = said.collect::<Vec<_>>().join("; ");
-    let percent = drawn.iter().map(|(share, _)| share).sum();
-    (!drawn.is_empty()).then(|| Refused::new(Refusal::new(Reason::NoInstances, detail), percent))
+    let part = drawn.iter().map(|(width, _)| width).sum();
+    if drawn.is_empty() { None } else { no_instances(detail, percent(part, total)) }
 }
 
 fn place(destination: &Destination, port: usize, percent: f64, method: &Method, now: admit::window::Millis) -> Where {

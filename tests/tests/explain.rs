@@ -99,6 +99,9 @@ fn what_would_be_answered_503_is_not_routed() {
     };
     assert_eq!(percents(&json), [0.0, 80.0]);
 
+    // What has instances and no weight takes nothing over.
+    manifests.write("rules.yaml", &canary(1, 0));
+    assert_eq!(asked(&[]).0, 1, "{}", asked(&[]).1);
     manifests.write("rules.yaml", &fail.replace("version: v1", "version: v3"));
     let (status, said) = asked(&[]);
     assert!(status == 1 && said.contains("\nwould be answered 503 no-instances: "), "{said}");
