@@ -1,13 +1,14 @@
 //! Why a request goes where it goes: the same matcher and the same table as the proxy, asked in words.
 
+use http::header::HOST;
 use http::{HeaderMap, Method};
 use serde::Serialize;
 
 use crate::admit::{self, Standing};
 use crate::matching::View;
-use crate::refusal::Refusal;
+use crate::refusal::{Reason, Refusal};
 use crate::retry::backoff::Strategy;
-use crate::table::{Destination, RetrySettings, Table};
+use crate::table::{Destination, RetrySettings, Rule, Service, Table};
 use crate::transitions::word;
 
 /// Everything about one request.
@@ -25,6 +26,29 @@ pub struct Explanation {
     pub destinations: Vec<Where>,
     /// Limits of time in force, in milliseconds.
     pub timeouts: Timeouts,
+    /// What the agent answers itself; none: all requests like this one are passed on.
+    pub refused: Option<Refused>,
+}
+
+/// A reply that the agent makes itself.
+#[derive(Debug, Serialize)]
+pub struct Refused {
+    /// The share of the requests that get it, in percent.
+    pub percent: f64,
+    /// Its status.
+    pub status: u16,
+    /// The word in `x-switchyard-reason`.
+    pub reason: &'static str,
+    /// The line in its body.
+    pub detail: String,
+}
+
+impl Refused {
+    /// A refusal of this share of the requests.
+    pub fn new(refusal: Refusal, percent: f64) -> Self {
+        let (status, reason) = (refusal.status().as_u16(), refusal.reason.word());
+        Self { percent, status, reason, detail: refusal.detail }
+    }
 }
 
 /// One entry of the ordered list.
@@ -49,7 +73,7 @@ pub struct Where {
     pub version: Option<String>,
     /// The weight as given.
     pub weight: u32,
-    /// The share of the requests that it gets now, in percent.
+    /// The share of the requests that is passed on to it, in percent.
     pub percent: f64,
     /// Its ready instances.
     pub instances: Vec<InstanceState>,
@@ -96,18 +120,16 @@ pub struct Timeouts {
     pub backend_request_ms: Option<u128>,
 }
 
-/// A request to explain.
+/// A request to explain, after [`crate::message::prepare`].
 #[derive(Debug)]
 pub struct Question<'a> {
-    /// The Host field.
-    pub host: &'a str,
     /// The method.
     pub method: &'a Method,
     /// The path, without the query.
     pub path: &'a str,
     /// The query.
     pub query: Option<&'a str>,
-    /// The header fields.
+    /// The header fields, Host among them.
     pub headers: &'a HeaderMap,
 }
 
@@ -116,9 +138,12 @@ pub struct Question<'a> {
 /// # Errors
 /// The refusal that the request would get.
 pub fn explain(table: &Table, question: &Question<'_>, now: admit::window::Millis) -> Result<Explanation, Refusal> {
-    let (service, port) = table.identify(question.host)?;
+    let host = question.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let (service, port) = table.identify(host)?;
     let service = table.at(service);
-    let number = service.ports.get(port).map_or(0, |p| p.number);
+    let Some(number) = service.ports.get(port).map(|port| port.number) else {
+        return Err(Refusal::new(Reason::NoInstances, format!("{} has no port", service.label)));
+    };
     let view = View {
         method: question.method,
         path: question.path,
@@ -148,23 +173,59 @@ pub fn explain(table: &Table, question: &Question<'_>, now: admit::window::Milli
     }
     let rule = service.rule(decided);
     let shares = rule.shares.get(port).cloned().unwrap_or_default();
-    let share = |position: usize| {
+    let width = |position: usize| {
         let begin = if position == 0 { 0 } else { shares.ends[position - 1] };
-        let width = shares.ends.get(position).map_or(0, |end| end - begin);
-        if shares.total == 0 { 0.0 } else { width as f64 * 100.0 / shares.total as f64 }
+        shares.ends.get(position).map_or(0, |end| end - begin)
     };
+    let is_served = |d: &Destination| d.ports.get(port).is_some_and(|p| !p.ready.is_empty());
     let destinations = rule.destinations.iter().enumerate();
+    let passed_on = |(position, d): (usize, &Destination)| match is_served(d) {
+        true => percent(width(position), shares.total),
+        false => 0.0,
+    };
+    let unserved = destinations.clone().filter(|(_, d)| !is_served(d)).map(|(i, d)| (width(i), d));
     Ok(Explanation {
         service: service.label.to_string(),
         port: number,
         rule: decided.map(|_| rule.name.to_string()),
         considered,
-        destinations: destinations.map(|(position, d)| place(d, port, share(position), question.method, now)).collect(),
+        refused: refused(service, rule, shares.total, unserved),
+        destinations: destinations.map(|(i, d)| place(d, port, passed_on((i, d)), question.method, now)).collect(),
         timeouts: Timeouts {
             request_ms: rule.request_timeout.map(|t| t.as_millis()),
             backend_request_ms: rule.try_timeout.map(|t| t.as_millis()),
         },
     })
+}
+
+/// A part of all that can be drawn, in percent.
+fn percent(part: u64, total: u64) -> f64 {
+    if total == 0 { 0.0 } else { part as f64 * 100.0 / total as f64 }
+}
+
+/// What is answered 503 because nobody is ready: everything where nothing can be drawn, else the shares of destinations with no
+/// instance, where the rule lets nobody take them over.
+fn refused<'d>(
+    service: &Service,
+    rule: &Rule,
+    total: u64,
+    unserved: impl Iterator<Item = (u64, &'d Destination)>,
+) -> Option<Refused> {
+    let no_instances = |detail, percent| Some(Refused::new(Refusal::new(Reason::NoInstances, detail), percent));
+    if total == 0 {
+        return match rule.name.is_empty() {
+            true => no_instances(format!("{} has no ready instance", service.label), 100.0),
+            false => no_instances(format!("no destination of {} has a ready instance", rule.name), 100.0),
+        };
+    }
+    let drawn: Vec<_> = unserved.filter(|(width, _)| *width > 0).collect();
+    let said = drawn.iter().map(|(_, destination)| match &*destination.version {
+        "" => format!("{} has no ready instance", destination.service),
+        version => format!("{} has no ready instance of version {version}", destination.service),
+    });
+    let detail = said.collect::<Vec<_>>().join("; ");
+    let part = drawn.iter().map(|(width, _)| width).sum();
+    if drawn.is_empty() { None } else { no_instances(detail, percent(part, total)) }
 }
 
 fn place(destination: &Destination, port: usize, percent: f64, method: &Method, now: admit::window::Millis) -> Where {

@@ -1,5 +1,6 @@
 //! The command `switchyard-agent`.
 
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -36,10 +37,10 @@ struct Args {
     #[arg(long, value_name = "FILE", requires = "ca")]
     token: Option<PathBuf>,
     /// Where requests come in.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15001")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15001", value_parser = address)]
     http: SocketAddr,
     /// Where /healthz, /readyz, /metrics, /config and /circuits are.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15020")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15020", value_parser = address)]
     admin: SocketAddr,
     /// Threads for traffic; 0 is one per core.
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -64,10 +65,19 @@ fn main() -> ExitCode {
     match run(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            // Nobody to listen is no reason to panic.
+            let _ = writeln!(std::io::stderr(), "error: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// An address as a flag gives it, or what it must look like.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        let port = text.rsplit(':').next().and_then(|port| port.parse::<u16>().ok()).unwrap_or(15001);
+        format!("write an IP address and a port, such as 127.0.0.1:{port}")
+    })
 }
 
 fn run(args: Args) -> anyhow::Result<()> {
@@ -94,7 +104,8 @@ fn run(args: Args) -> anyhow::Result<()> {
         default_service: args.default_service,
         drain: Duration::from_secs(args.drain),
     })?;
-    println!("listening http={} admin={}", running.http, running.admin);
+    // Nor to stop.
+    let _ = writeln!(std::io::stdout(), "listening http={} admin={}", running.http, running.admin);
     switchyard_agent::signal::wait()?;
     running.shutdown();
     Ok(())

@@ -2,14 +2,17 @@
 //! force. It decides nothing itself: the controller reads and compiles, and this shows what that finds.
 
 use std::collections::BTreeMap;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use switchyard_controller::Loaded;
-use switchyard_controller::source::manifest::{MAX_FILE_BYTES, Places};
-use switchyard_crds::render::render;
-use switchyard_crds::{Finding, Place, Reason};
+use switchyard_controller::source::manifest::Places;
+use switchyard_controller::source::texts::Texts;
+use switchyard_controller::{Loaded, console};
+use switchyard_crds::render::{render, visible};
+use switchyard_crds::{Finding, Reason};
+
+use crate::output;
 
 /// Says what is wrong with manifests, offline: fields, values, names that lead nowhere, rules that clash.
 #[derive(Debug, clap::Args)]
@@ -42,7 +45,7 @@ kinds are skipped with a note.
 Exit status:
   0  nothing is wrong, or there are only warnings
   1  there are errors (with --strict: or warnings)
-  2  the files could not be looked at
+  2  the files could not be looked at, or there are none
 
 Examples:
   switchyard check examples/canary
@@ -56,24 +59,25 @@ const COULD_NOT_LOOK: u8 = 2;
 
 /// Runs the command. An error is one of writing the output.
 pub(crate) fn run(check: &Check) -> anyhow::Result<ExitCode> {
-    let loaded = match switchyard_controller::load(&check.paths) {
-        Ok(loaded) => loaded,
-        Err(error) => {
-            eprintln!("error: {error}");
-            return Ok(ExitCode::from(COULD_NOT_LOOK));
-        }
+    let could_not_look = |why: &str| {
+        console::say(format_args!("error: {}", visible(why)));
+        Ok(ExitCode::from(COULD_NOT_LOOK))
     };
-    let mut texts = Texts::default();
+    let mut loaded = match switchyard_controller::load(&check.paths) {
+        Ok(loaded) => loaded,
+        Err(error) => return could_not_look(&error.to_string()),
+    };
+    if loaded.objects == 0 && loaded.findings.is_empty() {
+        let paths: Vec<_> = check.paths.iter().map(|path| path.display().to_string()).collect();
+        return could_not_look(&format!("no manifests in {}", paths.join(", ")));
+    }
+    let mut texts = std::mem::take(&mut loaded.texts);
     let findings = findings(&loaded, &mut texts);
     let out = match check.output {
         Output::Text => text(&findings, &loaded, &mut texts, colour()),
         Output::Json => serde_json::to_string_pretty(&findings)? + "\n",
     };
-    match std::io::stdout().write_all(out.as_bytes()) {
-        // Whoever reads has seen enough.
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
-        written => written?,
-    }
+    output::answer(&out)?;
     Ok(if fails(&findings, check.strict) { ExitCode::from(FOUND) } else { ExitCode::SUCCESS })
 }
 
@@ -124,54 +128,13 @@ fn summary(findings: &[Finding], files: usize, objects: usize) -> String {
     format!("{}, {}: {found}\n", count(files, "file"), count(objects, "object"))
 }
 
-fn count(number: usize, what: &str) -> String {
+/// `1 error`, `2 errors`.
+pub(crate) fn count(number: usize, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 fn colour() -> bool {
     std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
-}
-
-/// The texts of the files that findings are about, each read once. One that cannot be read (any more) has no lines to show.
-#[derive(Default)]
-struct Texts {
-    texts: BTreeMap<PathBuf, Text>,
-}
-
-/// A file's text, and where each of its lines begins: ten thousand findings look up ten thousand lines.
-struct Text {
-    text: String,
-    lines: Vec<usize>,
-}
-
-impl Texts {
-    fn of(&mut self, file: &Path) -> &str {
-        &self.load(file).text
-    }
-
-    fn line(&mut self, place: &Place) -> Option<&str> {
-        let Text { text, lines } = self.load(&place.file);
-        let from = *lines.get(place.line.checked_sub(1)?)?;
-        text[from..].lines().next()
-    }
-
-    fn load(&mut self, file: &Path) -> &Text {
-        self.texts.entry(file.to_owned()).or_insert_with(|| Text::new(read(file).unwrap_or_default()))
-    }
-}
-
-impl Text {
-    fn new(text: String) -> Self {
-        let after_breaks = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(i, _)| i + 1);
-        let lines = std::iter::once(0).chain(after_breaks).collect();
-        Self { text, lines }
-    }
-}
-
-fn read(file: &Path) -> Option<String> {
-    let metadata = std::fs::metadata(file).ok()?;
-    let fits = metadata.is_file() && metadata.len() <= MAX_FILE_BYTES;
-    fits.then(|| std::fs::read_to_string(file).ok()).flatten()
 }
 
 #[cfg(test)]

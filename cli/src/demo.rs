@@ -114,7 +114,7 @@ async fn play(
     // A reader that went away is no reason to fail.
     let _ = writeln!(std::io::stdout(), "{ending}");
     if !unkept.is_empty() {
-        eprintln!("not everything happened as it should:\n  {}", unkept.join("\n  "));
+        console::say(format_args!("not everything happened as it should:\n  {}", unkept.join("\n  ")));
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)

@@ -7,21 +7,32 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
-use switchyard_agent::explain::{Explanation, Question, explain};
+use http::header::{HOST, HeaderName, HeaderValue};
+use http::request::Parts;
+use http::{Method, Uri};
+use switchyard_agent::explain::{Considered, Explanation, Question, Refused, explain};
+use switchyard_agent::message;
+use switchyard_agent::refusal::Refusal;
 use switchyard_agent::resources::Resources;
 use switchyard_agent::runtime::Runtime;
-use switchyard_agent::table::Table;
-use switchyard_controller::compile;
+use switchyard_agent::table::{self, Table};
+use switchyard_controller::object::ServiceKey;
 use switchyard_controller::snapshot::Snapshot;
+use switchyard_controller::world::World;
+use switchyard_controller::{Loaded, compile, console};
 use switchyard_crds::Severity;
+use switchyard_crds::validate::{entry_left_out, rule_left_out};
+
+use crate::check::count;
+use crate::output;
 
 /// The flags of `switchyard explain`.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
   switchyard explain --manifests examples/canary http://my-service.shop/
-  switchyard explain --manifests examples/canary -H 'x-version: v2' -X POST http://my-service.shop/cart?beta=1
+  switchyard explain --manifests examples/canary -H 'x-version: v2' \\
+    -X POST 'http://my-service.shop/cart?beta=1'
 
 Exit status: 0 when the request would be routed, 1 when it would be refused, 2 when that could not be told.")]
 pub(crate) struct Explain {
@@ -37,6 +48,9 @@ pub(crate) struct Explain {
     /// The request's method.
     #[arg(short = 'X', long = "request", value_name = "METHOD", default_value = "GET")]
     method: String,
+    /// The Service that takes requests whose Host names none, as for `run`.
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    default_service: Option<table::ServiceKey>,
     /// How the answer is written.
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     output: Output,
@@ -52,75 +66,127 @@ enum Output {
 
 /// Explains one request.
 pub(crate) fn run(args: &Explain) -> Result<ExitCode> {
+    let mut request = request(args)?;
+    let offline = Offline::of(args)?;
+    let explained = message::prepare(&mut request).and_then(|_| offline.explain(&request));
+    let (json, text, is_routed) = match explained {
+        Ok(explanation) => {
+            let is_routed = explanation.refused.as_ref().is_none_or(|refused| refused.percent < 100.0);
+            (serde_json::to_value(&explanation)?, text(&explanation), is_routed)
+        }
+        Err(refusal) => {
+            let refused = Refused::new(refusal, 100.0);
+            let text = format!("refused: {} {}: {}\n", refused.status, refused.reason, refused.detail);
+            (serde_json::json!({ "refused": refused }), text, false)
+        }
+    };
+    output::answer(&match args.output {
+        Output::Json => serde_json::to_string_pretty(&json)? + "\n",
+        Output::Text => text,
+    })?;
+    Ok(if is_routed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The request as curl would send it: the URL's authority is its Host, unless a header field says otherwise.
+fn request(args: &Explain) -> Result<Parts> {
     let url = if args.url.contains("://") { args.url.clone() } else { format!("http://{}", args.url) };
     let uri: Uri = url.parse().with_context(|| format!("{url:?} is not a URL"))?;
     let method =
         Method::from_bytes(args.method.as_bytes()).with_context(|| format!("{:?} is no method", args.method))?;
-    let mut headers = HeaderMap::new();
+    let mut request =
+        http::Request::builder().method(method).uri(uri.path_and_query().map_or("/", |path| path.as_str()));
+    let mut has_host = false;
     for field in &args.headers {
         let (name, value) =
             field.split_once(':').with_context(|| format!("-H {field:?}: write it as 'name: value'"))?;
         let name: HeaderName = name.trim().parse().with_context(|| format!("{name:?} is no header field's name"))?;
         let value: HeaderValue =
             value.trim().parse().with_context(|| format!("{value:?} is no header field's value"))?;
-        headers.append(name, value);
+        has_host |= name == HOST;
+        request = request.header(name, value);
     }
-    let host = match headers.get(http::header::HOST).map(HeaderValue::to_str) {
-        Some(host) => host.context("the Host field is odd")?.to_owned(),
-        None => uri.authority().map(ToString::to_string).unwrap_or_default(),
-    };
-    let (table, runtime) = table(args)?;
-    let question = Question { host: &host, method: &method, path: uri.path(), query: uri.query(), headers: &headers };
-    match explain(&table, &question, runtime.millis(switchyard_agent::clock::now())) {
-        Ok(explanation) if args.output == Output::Json => {
-            println!("{}", serde_json::to_string_pretty(&explanation)?);
-            Ok(ExitCode::SUCCESS)
-        }
-        Ok(explanation) => {
-            print!("{}", text(&explanation));
-            Ok(ExitCode::SUCCESS)
-        }
-        Err(refusal) => {
-            let (reason, status) = (refusal.reason.word(), refusal.status().as_u16());
-            match args.output {
-                Output::Json => {
-                    let refused =
-                        serde_json::json!({"refused": {"reason": reason, "status": status, "detail": refusal.detail}});
-                    println!("{}", serde_json::to_string_pretty(&refused)?);
-                }
-                Output::Text => println!("refused: {status} {reason}: {}", refusal.detail),
-            }
-            Ok(ExitCode::FAILURE)
-        }
+    if let Some(authority) = uri.authority().filter(|_| !has_host) {
+        let host = authority.as_str().rsplit('@').next().unwrap_or_default();
+        request = request.header(HOST, host.strip_suffix(":80").unwrap_or(host));
     }
+    Ok(request.body(()).with_context(|| format!("{url:?} is not a URL that can be asked for"))?.into_parts().0)
 }
 
-/// The table that an agent would have of these manifests.
-fn table(args: &Explain) -> Result<(Table, Runtime)> {
-    let loaded = switchyard_controller::load(std::slice::from_ref(&args.manifests))
-        .with_context(|| format!("cannot read {}", args.manifests.display()))?;
-    let errors: Vec<_> = loaded.findings.iter().filter(|f| f.severity == Severity::Error).collect();
-    if !errors.is_empty() {
-        eprintln!(
-            "note: {} errors in these manifests; what is refused is left out. `switchyard check` tells.",
-            errors.len()
-        );
+/// What an agent would have of some manifests, and what it would not.
+struct Offline {
+    world: World,
+    table: Table,
+    runtime: Runtime,
+}
+
+impl Offline {
+    fn of(args: &Explain) -> Result<Self> {
+        let Loaded { world, findings, .. } = switchyard_controller::load(std::slice::from_ref(&args.manifests))?;
+        let errors = findings.iter().filter(|f| f.severity == Severity::Error).count();
+        if errors > 0 {
+            console::say(format_args!(
+                "note: {} in these manifests; what is refused is left out. `switchyard check` tells.",
+                count(errors, "error")
+            ));
+        }
+        let mut resources = Resources::default();
+        let mut snapshot = Snapshot::default();
+        for service in world.services().into_iter().filter(|key| world.service(key).is_some()) {
+            let compiled = compile::service(&world, &service);
+            snapshot.set(&service, compiled.routes, compiled.instances);
+        }
+        for (_, resource) in snapshot.resources() {
+            resources.put(resource.clone());
+        }
+        let runtime = Runtime::new(1);
+        let default_service = args.default_service.as_ref();
+        let table = Table::build(&resources, &Table::default(), &runtime, default_service);
+        if table.services().next().is_none() {
+            bail!("there is no Service in {}", args.manifests.display());
+        }
+        if let Some(missing) = default_service.filter(|key| table.service(key).is_none()) {
+            console::say(format_args!("note: --default-service {missing}: there is no such Service"));
+        }
+        Ok(Self { world, table, runtime })
     }
-    let mut resources = Resources::default();
-    let mut snapshot = Snapshot::default();
-    for service in loaded.world.services().into_iter().filter(|key| loaded.world.service(key).is_some()) {
-        let compiled = compile::service(&loaded.world, &service);
-        snapshot.set(&service, compiled.routes, compiled.instances);
+
+    fn explain(&self, request: &Parts) -> Result<Explanation, Refusal> {
+        let question = Question {
+            method: &request.method,
+            path: request.uri.path(),
+            query: request.uri.query(),
+            headers: &request.headers,
+        };
+        let now = self.runtime.millis(switchyard_agent::clock::now());
+        let mut explanation = explain(&self.table, &question, now)?;
+        explanation.considered.extend(self.left_out(&explanation.service));
+        Ok(explanation)
     }
-    for (_, resource) in snapshot.resources() {
-        resources.put(resource.clone());
+
+    /// The rules, and entries of rules, that agents do not get.
+    fn left_out(&self, service: &str) -> Vec<Considered> {
+        let (namespace, name) = service.split_once('/').unwrap_or_default();
+        let service = ServiceKey { namespace: namespace.to_owned(), name: name.to_owned() };
+        let mut left_out = Vec::new();
+        for rule in self.world.rules_of(&service) {
+            let own = |name: &Option<String>| name.clone().unwrap_or_default();
+            let name = format!("{}/{}", own(&rule.metadata.namespace), own(&rule.metadata.name));
+            let mut say = |entry, why: &str| {
+                let why = format!("left out: {why}");
+                left_out.push(Considered { rule: name.clone(), entry, matched: false, why });
+            };
+            if let Some(why) = rule_left_out(rule) {
+                say(None, why);
+                continue;
+            }
+            for (position, entry) in (0..).zip(&rule.spec.matches) {
+                if let Some(why) = entry_left_out(entry) {
+                    say(Some(position), &why);
+                }
+            }
+        }
+        left_out
     }
-    let runtime = Runtime::new(1);
-    let table = Table::build(&resources, &Table::default(), &runtime, None);
-    if table.services().next().is_none() {
-        bail!("there is no Service in {}", args.manifests.display());
-    }
-    Ok((table, runtime))
 }
 
 /// For people: aligned, and no more than is asked.
@@ -149,10 +215,12 @@ fn text(explanation: &Explanation) -> String {
     lines.push(String::new());
     for place in &explanation.destinations {
         let version = place.version.as_ref().map(|v| format!(" version {v}")).unwrap_or_default();
-        lines.push(
-            format!("to {}{version}: weight {}, {:.4}% of requests", place.service, place.weight, place.percent)
-                .replace(".0000%", "%"),
-        );
+        lines.push(format!(
+            "to {}{version}: weight {}, {} of requests",
+            place.service,
+            place.weight,
+            percent(place.percent)
+        ));
         for instance in &place.instances {
             let notes: BTreeMap<&str, Option<&str>> = BTreeMap::from([
                 ("circuit", instance.circuit),
@@ -184,5 +252,17 @@ fn text(explanation: &Explanation) -> String {
             lines.push(format!("timeout for {name}: {limit} ms"));
         }
     }
+    if let Some(refused) = &explanation.refused {
+        let share = match refused.percent {
+            100.0 => String::new(),
+            share => format!("{} of requests ", percent(share)),
+        };
+        let (status, reason, detail) = (refused.status, refused.reason, &refused.detail);
+        lines.extend([String::new(), format!("{share}would be answered {status} {reason}: {detail}")]);
+    }
     lines.join("\n") + "\n"
+}
+
+fn percent(share: f64) -> String {
+    format!("{share:.4}%").replace(".0000%", "%")
 }

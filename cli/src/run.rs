@@ -5,10 +5,12 @@ use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use sha2::{Digest as _, Sha256};
 use switchyard_agent::run as agent;
 use switchyard_agent::subscribe;
 use switchyard_agent::table::ServiceKey;
@@ -18,6 +20,11 @@ use switchyard_controller::serve::door::Door;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::UnboundedReceiverStream;
+
+use crate::output;
+
+/// Whether the Service of `--default-service` is there.
+mod default_service;
 
 /// The flags of `switchyard run`.
 #[derive(Args, Debug)]
@@ -39,10 +46,10 @@ pub(crate) struct Run {
     #[arg(long, value_name = "DIR")]
     manifests: PathBuf,
     /// Where requests come in.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15001")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15001", value_parser = console::address)]
     http: SocketAddr,
     /// Where /healthz, /readyz, /metrics, /config and /circuits are.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15020")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15020", value_parser = console::address)]
     admin: SocketAddr,
     /// Threads for traffic; 0 is one per core.
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -104,7 +111,7 @@ pub(crate) fn run(args: &Run) -> Result<ExitCode> {
         drain: Duration::from_secs(args.drain),
         on_report: Box::new(move |report| console::tell(&report, colour)),
     })?;
-    println!("listening http={} admin={}", running.http_addr(), running.admin_addr());
+    output::say(format_args!("listening http={} admin={}", running.http_addr(), running.admin_addr()));
     switchyard_agent::signal::wait().context("cannot wait for SIGTERM")?;
     running.shutdown();
     Ok(ExitCode::SUCCESS)
@@ -123,18 +130,30 @@ pub(crate) fn start(options: Options) -> Result<Running> {
         controller: subscribe::Controller::Memory(connections),
         node: "local".to_owned(),
         state: options.state.clone(),
-        default_service: options.default_service,
+        default_service: options.default_service.clone(),
         drain: options.drain,
     })?;
     let (stop, stopped) = oneshot::channel::<()>();
+    let default_service = options.default_service.map(|service| Arc::new(default_service::Watch::new(service)));
+    let (on_report, watch) = (options.on_report, default_service.clone());
+    let on_report = Box::new(move |report: controller::Report| {
+        let remark = watch.as_ref().and_then(|watch| watch.after(&report));
+        on_report(report);
+        if let Some(remark) = remark {
+            console::say(format_args!("{remark}"));
+        }
+    });
     let source = controller::Source::Directory { manifests: options.manifests, state: options.state };
-    let controlling = controller::Options { source, door: Door::Open, on_report: options.on_report };
+    let controlling = controller::Controller::new(controller::Options { source, door: Door::Open, on_report });
+    if let Some(watch) = default_service {
+        watch.follow(controlling.handle());
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let controller = std::thread::Builder::new().name("controller".to_owned()).spawn(move || {
         let incoming = UnboundedReceiverStream::new(incoming).map(Ok::<_, std::io::Error>);
         // A sender that is gone says the same as a message.
         let shutdown = async { drop(stopped.await) };
-        if let Err(error) = runtime.block_on(controller::run(controlling, incoming, shutdown)) {
+        if let Err(error) = runtime.block_on(controlling.run(incoming, shutdown)) {
             tracing::error!(error = format!("{error:#}"), "the controller has ended; what is in force goes on");
         }
     })?;
@@ -165,13 +184,44 @@ impl Running {
 
 /// A folder per manifests folder under the user's state home (the XDG base directory specification).
 fn state_folder(manifests: &Path) -> Option<PathBuf> {
-    let absolute = std::path::absolute(manifests).ok()?;
     let home = std::env::var_os("XDG_STATE_HOME")
         .map(PathBuf::from)
         .filter(|p| p.is_absolute())
         .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".local/state")))?;
-    // The path as one name: slashes become dashes, and dashes are doubled so that no two paths get the same.
-    let name = absolute.to_string_lossy().replace('-', "--").replace(['/', '\\'], "-");
-    let name: String = name.chars().skip(1).collect();
-    Some(home.join("switchyard").join(if name.len() > 200 { name[name.len() - 200..].to_owned() } else { name }))
+    Some(home.join("switchyard").join(state_name(&std::path::absolute(manifests).ok()?)))
+}
+
+/// One name for an absolute path: what people know it by, and a hash of all of it, so that no two paths get the same.
+fn state_name(path: &Path) -> String {
+    // Without a slash at the end, which means nothing.
+    let path: PathBuf = path.components().collect();
+    let known_by = path.file_name().unwrap_or_default().to_string_lossy();
+    let plain = |c: char| if c.is_ascii_alphanumeric() || c == '.' || c == '_' { c } else { '-' };
+    let known_by: String = known_by.chars().take(40).map(plain).collect();
+    let hash = Sha256::digest(path.as_os_str().as_encoded_bytes());
+    let hash: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    format!("{known_by}-{hash}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_folder_has_a_state_folder_of_its_own() {
+        let names =
+            ["/col/a-/b", "/col/a/-b", "/col/a/b", "/col/a-b", "/", "/b"].map(|path| state_name(Path::new(path)));
+        let different: std::collections::BTreeSet<_> = names.iter().collect();
+        assert_eq!(different.len(), names.len(), "{names:?}");
+        assert!(names[0].starts_with("b-"), "{names:?}");
+        assert_eq!(state_name(Path::new("/col/a/")), state_name(Path::new("/col/a")));
+    }
+
+    #[test]
+    fn a_long_path_in_any_script_has_one_too() {
+        for name in ["ü".repeat(120), "漢字".repeat(50), "/x".repeat(2000)] {
+            let name = state_name(&Path::new("/").join(name));
+            assert!(name.len() < 64 && name.is_ascii(), "{name}");
+        }
+    }
 }

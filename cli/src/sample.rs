@@ -21,8 +21,11 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use serde_json::json;
+use switchyard_controller::console;
 use switchyard_crds::values::{Duration, Percent};
 use tokio::net::TcpListener;
+
+use crate::output;
 
 /// Where the knobs are read and turned.
 const KNOBS_PATH: &str = "/_sample";
@@ -43,7 +46,7 @@ Change it while it runs:
   curl http://127.0.0.1:9001/_sample    (how it is set, and what it saw)")]
 pub(crate) struct Sample {
     /// Where to listen
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9001")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9001", value_parser = console::address)]
     listen: SocketAddr,
     /// The version it says it is
     #[arg(long = "version", id = "sample-version", value_name = "VERSION", default_value = "v1")]
@@ -69,7 +72,7 @@ pub(crate) fn run(sample: &Sample) -> anyhow::Result<ExitCode> {
         let listener =
             TcpListener::bind(sample.listen).await.with_context(|| format!("cannot listen on {}", sample.listen))?;
         let (name, version, address) = (&sample.name, &sample.version, listener.local_addr()?);
-        println!("{name} {version} listens on http://{address}");
+        output::say(format_args!("{name} {version} listens on http://{address}"));
         let knobs = Arc::new(Knobs::default());
         knobs.set_fail(sample.fail);
         knobs.set_delay(sample.delay);

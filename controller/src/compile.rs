@@ -10,10 +10,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use switchyard_crds::{Finding, ObjectName, Reason};
+use switchyard_crds::shape::nearest;
+use switchyard_crds::{Finding, ObjectName, Reason, RetryPolicy};
 use switchyard_proto::v1;
 
-use crate::object::{ObjectKey, Pod, Service, ServiceKey};
+use crate::object::{Kind, ObjectKey, Pod, SERVICE_NAME, Service, ServiceKey};
 use crate::world::{World, rule_service};
 
 /// Which rule is asked first.
@@ -37,6 +38,18 @@ pub struct Compiled {
     pub instances: v1::ServiceInstances,
     /// What is to be said of the objects that have to do with it.
     pub findings: Vec<Finding>,
+    /// What is also to be said where it is known which instances there are.
+    pub absent: Vec<Absent>,
+}
+
+/// A Service that has no instances at all, and what depends on one. Where instances run, requests for it are answered 503; a
+/// folder of rules in Git seldom says which instances there are, and then it means nothing.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Absent {
+    /// The namespace of the Service.
+    pub namespace: String,
+    /// What is to be said.
+    pub finding: Finding,
 }
 
 /// The label that takes a Service, or all Services of a Namespace, into the mesh.
@@ -46,7 +59,7 @@ const MESH_LABEL: &str = "switchyard.dev/mesh";
 pub fn service(world: &World, key: &ServiceKey) -> Compiled {
     let mut findings = Vec::new();
     let Some(service) = world.service(key) else {
-        missing(world, key, &mut findings);
+        missing(world, key, None, &mut findings);
         return Compiled { findings, ..Compiled::default() };
     };
     let mut present = destinations::Present::new(world);
@@ -62,7 +75,17 @@ pub fn service(world: &World, key: &ServiceKey) -> Compiled {
     let routes =
         v1::ServiceRoutes { ports: ports.collect(), rules, matches, circuits, retries, ..v1::ServiceRoutes::default() };
     findings.sort();
-    Compiled { routes, instances, findings }
+    Compiled { routes, instances, findings, absent: present.absent() }
+}
+
+impl Compiled {
+    /// All that is to be said where instances run.
+    pub fn all_findings(self) -> Vec<Finding> {
+        let mut findings = self.findings;
+        findings.extend(self.absent.into_iter().map(|absent| absent.finding));
+        findings.sort();
+        findings
+    }
 }
 
 /// Who runs on a node.
@@ -95,25 +118,56 @@ pub fn is_opted_in(world: &World, service: &Service) -> bool {
 /// What is to be said of all objects together, also what only matters offline: Services that nothing captures.
 pub fn all_findings(world: &World) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for key in world.services() {
-        findings.extend(service(world, &key).findings);
-        findings.extend(world.service(&key).and_then(|service| not_opted_in(world, service)));
+    let services = world.services();
+    for key in &services {
+        let Some(exists) = world.service(key) else {
+            let names =
+                services.iter().filter(|other| other.namespace == key.namespace && world.service(other).is_some());
+            let names: Vec<&str> = names.map(|other| other.name.as_str()).collect();
+            missing(world, key, nearest(&key.name, &names), &mut findings);
+            continue;
+        };
+        let compiled = service(world, key);
+        findings.extend(compiled.findings);
+        let known = compiled.absent.into_iter().filter(|absent| world.has_slices(&absent.namespace));
+        findings.extend(known.map(|absent| absent.finding));
+        findings.extend(not_opted_in(world, exists));
     }
+    findings.extend(world.retry_policies().filter_map(|policy| used_by_nobody(world, policy)));
     findings.sort();
     findings
 }
 
-/// Rules and policies for a Service that does not exist.
-fn missing(world: &World, key: &ServiceKey, findings: &mut Vec<Finding>) {
+/// A policy that is attached to nothing, and that no rule names.
+fn used_by_nobody(world: &World, policy: &RetryPolicy) -> Option<Finding> {
+    let name = name_of(policy);
+    if !policy.spec.target_refs.is_empty() || world.is_named_by_a_rule(&name.namespace, &name.name) {
+        return None;
+    }
+    let message = format!(
+        "no Service has this policy: give it targetRefs, or name it in a rule of namespace {} (retryPolicy: {})",
+        name.namespace, name.name
+    );
+    Some(warning(&name, Reason::Suspicious, "spec.targetRefs", message))
+}
+
+/// What is for a Service that does not exist: rules, policies and endpoints. `alike` is the name of one that does.
+fn missing(world: &World, key: &ServiceKey, alike: Option<&str>, findings: &mut Vec<Finding>) {
+    let meant = alike.map(|name| format!("; did you mean {name}?")).unwrap_or_default();
+    for slice in world.slices_of(key) {
+        let of = ObjectKey { kind: Kind::EndpointSlice, namespace: slice.namespace.clone(), name: slice.name.clone() };
+        let message = format!("there is no Service {key}, so no request reaches these endpoints{meant}");
+        findings.push(warning_for(&of, Reason::UnresolvedRef, &format!("metadata.labels[{SERVICE_NAME}]"), message));
+    }
     for rule in world.rules_of(key) {
-        let message = format!("there is no Service {key}, so no request is for this rule");
+        let message = format!("there is no Service {key}, so no request is for this rule{meant}");
         findings.push(warning(&name_of(rule), Reason::UnresolvedRef, "spec.service", message));
     }
     let targets = (world.circuit_policies_of(key).map(|policy| (name_of(policy), &policy.spec.target_refs)))
         .chain(world.retry_policies_of(key).map(|policy| (name_of(policy), &policy.spec.target_refs)));
     for (name, refs) in targets {
         for (at, _) in refs.iter().enumerate().filter(|(_, target)| target.name == key.name) {
-            let message = format!("there is no Service {key}");
+            let message = format!("there is no Service {key}{meant}");
             findings.push(warning(&name, Reason::UnresolvedRef, format!("spec.targetRefs[{at}].name"), message));
         }
     }

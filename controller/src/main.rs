@@ -35,10 +35,10 @@ struct Arguments {
     #[arg(long, group = "source")]
     kubernetes: bool,
     /// Where agents connect: gRPC, with TLS and tokens in a cluster; without either from a folder, so keep it on loopback
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15010")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15010", value_parser = console::address)]
     listen: SocketAddr,
     /// Where /healthz, /readyz, /metrics and /config are served; keep it on loopback
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15011")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15011", value_parser = console::address)]
     admin: SocketAddr,
     /// Keeps here what is in force, so that a restart beside a broken file changes nothing
     #[arg(long, value_name = "DIR", conflicts_with = "kubernetes")]

@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 use switchyard_crds::findings::ObjectName;
 use switchyard_crds::{CircuitPolicy, RetryPolicy, RouteRule};
 
+/// The label that says which Service an EndpointSlice belongs to.
+pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
 /// Any object that a source can tell of.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Object {

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
+use std::mem::take;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -372,10 +373,10 @@ impl Pipeline {
     /// Compiles what is dirty; what is to be told of it.
     fn compile(&mut self) -> Vec<Report> {
         if !self.is_synced {
-            return std::mem::take(&mut self.reports);
+            return take(&mut self.reports);
         }
         let mut services = Vec::new();
-        for unit in std::mem::take(&mut self.dirty) {
+        for unit in take(&mut self.dirty) {
             match unit {
                 Unit::Service(key) => {
                     if self.compile_service(&key) {
@@ -389,13 +390,13 @@ impl Pipeline {
                 }
             }
         }
-        let changed = std::mem::take(&mut self.changed);
+        let changed = take(&mut self.changed);
         if !services.is_empty() || self.snapshot.revision() == 0 {
             self.snapshot.advance();
             let changed = if changed.is_empty() { services } else { changed.into_iter().collect() };
             self.reports.push(Report::Published { revision: self.snapshot.revision(), changed });
         }
-        std::mem::take(&mut self.reports)
+        take(&mut self.reports)
     }
 
     /// What would be said of an object if it were there, beside what is wrong with it by itself.
@@ -406,7 +407,7 @@ impl Pipeline {
         let mut findings = Vec::new();
         for unit in &touched {
             let Unit::Service(service) = unit else { continue };
-            findings.extend(compile::service(&self.world, service).findings);
+            findings.extend(compile::service(&self.world, service).all_findings());
             let service = self.world.service(service);
             findings.extend(service.into_iter().flat_map(|service| compile::left_out(&self.world, service)));
         }
@@ -421,17 +422,15 @@ impl Pipeline {
     /// Whether what agents are given of a Service is another than before.
     fn compile_service(&mut self, key: &ServiceKey) -> bool {
         let mut compiled = compile::service(&self.world, key);
+        let (routes, instances) = (take(&mut compiled.routes), take(&mut compiled.instances));
+        let mut findings = compiled.all_findings();
         let service = self.world.service(key);
         if self.is_cluster {
-            compiled.findings.extend(service.into_iter().flat_map(|service| compile::left_out(&self.world, service)));
+            findings.extend(service.into_iter().flat_map(|service| compile::left_out(&self.world, service)));
         }
         let is_needed = service.is_some() && (!self.is_cluster || compile::is_needed(&self.world, key));
-        let is_change = if is_needed {
-            self.snapshot.set(key, compiled.routes, compiled.instances)
-        } else {
-            self.snapshot.remove(key)
-        };
-        self.found(format!("Service {key}"), compiled.findings);
+        let is_change = if is_needed { self.snapshot.set(key, routes, instances) } else { self.snapshot.remove(key) };
+        self.found(format!("Service {key}"), findings);
         if self.is_cluster {
             self.board.compiled(&self.world, key);
         }

@@ -17,6 +17,9 @@ mod typed;
 /// The API server, watched.
 pub mod kubernetes;
 
+/// The texts of files, for showing lines of them.
+pub mod texts;
+
 /// A folder of manifests, watched.
 pub mod directory;
 

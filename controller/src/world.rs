@@ -212,10 +212,31 @@ impl World {
         }
     }
 
-    /// Every Service that exists, and every one that some rule or policy is for.
+    /// The retry policies, by name.
+    pub fn retry_policies(&self) -> impl Iterator<Item = &RetryPolicy> {
+        self.objects.values().filter_map(|object| match object {
+            Object::RetryPolicy(policy) => Some(policy.as_ref()),
+            _ => None,
+        })
+    }
+
+    /// Whether some rule names the RetryPolicy of this name.
+    pub fn is_named_by_a_rule(&self, namespace: &str, name: &str) -> bool {
+        let (namespace, name) = (namespace.to_owned(), name.to_owned());
+        self.linked(Link::NamesRetryPolicy(ObjectKey { kind: Kind::RetryPolicy, namespace, name })).next().is_some()
+    }
+
+    /// Whether there are EndpointSlices in this namespace.
+    pub fn has_slices(&self, namespace: &str) -> bool {
+        let first = ObjectKey { kind: Kind::EndpointSlice, namespace: namespace.to_owned(), name: String::new() };
+        let next = self.objects.range(first..).next();
+        next.is_some_and(|(key, _)| key.kind == Kind::EndpointSlice && key.namespace == namespace)
+    }
+
+    /// Every Service that exists, and every one that some rule, policy or EndpointSlice is for.
     pub fn services(&self) -> BTreeSet<ServiceKey> {
         let named = self.links.keys().filter_map(|link| match link {
-            Link::Rule(key) | Link::Policy(key) => Some(key.clone()),
+            Link::Rule(key) | Link::Policy(key) | Link::Slice(key) => Some(key.clone()),
             _ => None,
         });
         let existing = self.objects.values().filter_map(|object| match object {
@@ -289,11 +310,6 @@ pub fn rule_service(rule: &RouteRule) -> ServiceKey {
         namespace: rule.spec.service_namespace.as_deref().unwrap_or(own).to_owned(),
         name: rule.spec.service.clone(),
     }
-}
-
-/// Whether a rule is for callers of its own namespace only, to a Service of another.
-pub fn is_consumer_rule(rule: &RouteRule) -> bool {
-    rule.metadata.namespace != Some(rule_service(rule).namespace)
 }
 
 /// The Service that a destination of this rule names.

@@ -71,8 +71,9 @@ pub struct CircuitPolicySpec {
     #[schemars(length(min = 1, max = 32), inner(regex(pattern = crate::validate::conditions::PATTERN)))]
     pub failures: Vec<String>,
     /// No more than this share of a destination's instances is out at a time.
-    #[serde(default = "half")]
-    pub max_ejection_percent: Percent,
+    // No default while it is not acted on: what somebody has written must be told from what nobody has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_ejection_percent: Option<Percent>,
     /// Checks of the instances that are made beside the traffic.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_check: Option<HealthCheck>,

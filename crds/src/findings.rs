@@ -80,10 +80,11 @@ pub struct ObjectName {
 
 impl fmt::Display for ObjectName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.namespace.is_empty() {
-            return write!(f, "{} {}", self.kind, self.name);
+        match (self.namespace.as_str(), self.name.as_str()) {
+            (_, "") => f.write_str(&self.kind),
+            ("", name) => write!(f, "{} {name}", self.kind),
+            (namespace, name) => write!(f, "{} {namespace}/{name}", self.kind),
         }
-        write!(f, "{} {}/{}", self.kind, self.namespace, self.name)
     }
 }
 

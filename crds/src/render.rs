@@ -1,5 +1,6 @@
 //! A finding as text for people: what, where, and the line it is about with the offending part underlined.
 
+use std::borrow::Cow;
 use std::fmt::Write;
 
 use crate::findings::{Finding, Place, Severity};
@@ -18,7 +19,7 @@ pub fn render(finding: &Finding, line_text: Option<&str>, colour: bool) -> Strin
         Severity::Warning => ("warning", YELLOW),
     };
     let mut out = paint.with(tone, &format!("{word}[{:?}]", finding.reason));
-    out.push_str(&paint.with(BOLD, &format!(": {}", headline(finding))));
+    out.push_str(&paint.with(BOLD, &format!(": {}", visible(&headline(finding)))));
     out.push('\n');
     let line_text = line_text.filter(|_| finding.place.as_ref().is_some_and(|place| place.line > 0));
     let gutter = match (&finding.place, line_text) {
@@ -26,15 +27,24 @@ pub fn render(finding: &Finding, line_text: Option<&str>, colour: bool) -> Strin
         _ => 1,
     };
     if let Some(place) = &finding.place {
-        let _ = writeln!(out, "{}{} {}", " ".repeat(gutter), paint.with(BLUE, "-->"), whereabouts(place));
+        let _ = writeln!(out, "{}{} {}", " ".repeat(gutter), paint.with(BLUE, "-->"), visible(&whereabouts(place)));
         if let Some(text) = line_text {
             excerpt(place, text, gutter, tone, &paint, &mut out);
         }
     }
     for note in notes(finding) {
-        let _ = writeln!(out, "{} {} {note}", " ".repeat(gutter), paint.with(BLUE, "="));
+        let _ = writeln!(out, "{} {} {}", " ".repeat(gutter), paint.with(BLUE, "="), visible(&note));
     }
     out
+}
+
+/// The text with its control characters written out: the name of a file must not be able to move a terminal's cursor.
+pub fn visible(text: &str) -> Cow<'_, str> {
+    if !text.contains(char::is_control) {
+        return Cow::Borrowed(text);
+    }
+    let escaped = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    Cow::Owned(text.chars().map(escaped).collect())
 }
 
 /// `RouteRule shop/canary: spec.destinations[1].weight: 1000001 is above 1000000`, without what is not known.

@@ -120,7 +120,7 @@ pub struct RouteMatch {
 /// A match on the path.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = [{"rule": "self.type == 'RegularExpression' || self.value.startsWith('/')", "message": crate::validate::PATH_START}, {"rule": "self.type == 'RegularExpression' || !self.value.matches('[?# ]')", "message": crate::validate::PATH_ONLY}]))]
+#[schemars(extend("x-kubernetes-validations" = [{"rule": "self.type == 'RegularExpression' || self.value.startsWith('/')", "message": crate::validate::PATH_START}, {"rule": "self.type == 'RegularExpression' || !self.value.matches('[?# \\x00-\\x1f\\x7f]')", "message": crate::validate::PATH_ONLY}]))]
 pub struct PathMatch {
     /// How the value is compared.
     #[serde(default, rename = "type")]
@@ -160,12 +160,13 @@ pub enum ValueMatchType {
 
 /// What three kinds of match have in common, each with its own rule for names.
 macro_rules! named_match {
-    ($(#[$doc:meta])* $type:ident, $pattern:expr) => {
+    ($(#[$doc:meta])* $type:ident, $pattern:expr $(, $rule:expr => $message:expr)?) => {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
         #[serde(rename_all = "camelCase")]
         #[schemars(extend("x-kubernetes-validations" = [
             {"rule": "(self.type in ['Present', 'Absent']) != has(self.value)", "message": crate::validate::MATCH_VALUE},
+            $({"rule": $rule, "message": $message},)?
         ]))]
         pub struct $type {
             /// How the value is compared.
@@ -185,7 +186,9 @@ macro_rules! named_match {
 named_match!(
     /// A match on a header field.
     HeaderMatch,
-    crate::names::TOKEN
+    crate::names::TOKEN,
+    "!has(self.value) || !(self.type == 'Exact' && self.value.matches('^[ \\t]|[ \\t]$') || self.type == 'Prefix' && self.value.matches('^[ \\t]'))"
+        => crate::validate::HEADER_BLANK
 );
 named_match!(
     /// A match on a query parameter.

@@ -15,7 +15,7 @@ use crate::{names, schema};
 /// Says what a wrong value is, and what would be right.
 mod words;
 
-pub use words::nearest;
+pub use words::{is_not, nearest};
 
 /// Findings of one object beyond these are not shown: whoever has so many begins with the first ones.
 pub const MAX_FINDINGS: usize = 100;
@@ -52,8 +52,9 @@ custom! {
 /// Reads an object: the object, if its shape is right, and what is wrong with it. Its rules are checked too, where the
 /// shape lets one. An object that comes with an error-severity finding is not to be used.
 pub fn parse<K: Custom>(value: &Value) -> (Option<K>, Vec<Finding>) {
-    let value = without_status(value);
+    let value = settled(value, "status");
     let mut findings = against(K::schema(), &value, "");
+    findings.extend(metadata(&value));
     if findings.iter().any(Finding::is_error) {
         return (None, findings);
     }
@@ -69,6 +70,29 @@ pub fn parse<K: Custom>(value: &Value) -> (Option<K>, Vec<Finding>) {
             (None, findings)
         }
     }
+}
+
+/// What the API server asks of every object's labels and annotations, whatever its kind: how they are spelt.
+pub fn metadata(object: &Value) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let texts = |field: &str| object["metadata"][field].as_object().into_iter().flatten();
+    let mut say = |field: String, message: String| findings.push(Finding::error(Reason::Invalid, field, message));
+    for (key, value) in texts("labels") {
+        if let Some(fault) = names::label_key_fault(key) {
+            say(format!("metadata.labels[{key}]"), format!("{key:?} {fault}"));
+        } else if let Some((value, fault)) = value.as_str().and_then(|v| Some((v, names::label_value_fault(v)?))) {
+            say(format!("metadata.labels[{key}]"), format!("{value:?} {fault}"));
+        }
+    }
+    for (key, _) in texts("annotations") {
+        // An annotation's key may have upper case before the slash too.
+        if names::label_key_fault(&key.to_lowercase()).is_some() {
+            let message = format!("{key:?} is not an annotation's key; it is spelt as a label's is");
+            say(format!("metadata.annotations[{key}]"), message);
+        }
+    }
+    findings.truncate(MAX_FINDINGS);
+    findings
 }
 
 /// What is wrong with the shape of a value, by a schema. `path` is where the value stands.
@@ -119,13 +143,33 @@ fn with_metadata(mut schema: Value) -> Value {
     schema
 }
 
-fn without_status(value: &Value) -> Value {
-    let mut value = value.clone();
-    if let Some(fields) = value.as_object_mut() {
-        fields.remove("status");
+/// The value as it is read: without one of its fields (which is not looked at), and with whole numbers as such.
+fn settled(value: &Value, without: &str) -> Value {
+    match value {
+        Value::Object(fields) => {
+            fields.iter().filter(|(name, _)| *name != without).map(|(k, v)| (k.clone(), whole_numbers(v))).collect()
+        }
+        other => other.clone(),
     }
-    value
 }
+
+/// `80.0` and `8e1` are 80, as for the API server, which takes every whole number for an integer that JSON's readers agree about.
+pub fn whole_numbers(value: &Value) -> Value {
+    match value {
+        Value::Number(number) => match number.as_f64() {
+            Some(float) if number.is_f64() && float.fract() == 0.0 && float.abs() < MAX_SAFE_INTEGER => {
+                Value::from(float as i64)
+            }
+            _ => value.clone(),
+        },
+        Value::Object(fields) => fields.iter().map(|(k, v)| (k.clone(), whole_numbers(v))).collect(),
+        Value::Array(items) => items.iter().map(whole_numbers).collect(),
+        other => other.clone(),
+    }
+}
+
+/// Below this every whole number is a float of its own.
+const MAX_SAFE_INTEGER: f64 = 9_007_199_254_740_992.0;
 
 fn without_nulls(value: &Value) -> Value {
     match value {
@@ -159,7 +203,8 @@ impl Walk {
             ("object", Value::Object(fields)) => self.object(schema, fields, path),
             ("array", Value::Array(items)) => self.array(schema, items, path),
             ("string", Value::String(text)) => self.text(schema, text, path),
-            ("integer", Value::Number(number)) if number.is_i64() || number.is_u64() => {
+            // Whole, and too large to be exact: the bounds say what is wrong with it.
+            ("integer", Value::Number(number)) if number.as_f64().is_some_and(|float| float.fract() == 0.0) => {
                 self.number(schema, value, path)
             }
             ("number", Value::Number(_)) => self.number(schema, value, path),
@@ -232,10 +277,10 @@ impl Walk {
     fn number(&mut self, schema: &Value, value: &Value, path: &str) {
         let Some(number) = value.as_f64() else { return };
         if let Some(most) = schema["maximum"].as_f64().filter(|most| number > *most) {
-            self.say(path, format!("{value} is above {most}"));
+            self.say(path, format!("{} is above {most}", words::number(value)));
         }
         if let Some(least) = schema["minimum"].as_f64().filter(|least| number < *least) {
-            self.say(path, format!("{value} is below {least}"));
+            self.say(path, format!("{} is below {least}", words::number(value)));
         }
     }
 }

@@ -20,7 +20,7 @@ mod route_rule;
 mod targets;
 
 pub use circuit_policy::validate_circuit_policy;
-pub use not_enforced::enforced;
+pub use not_enforced::{entry_left_out, rule_left_out};
 pub use patterns::{REGEX_NFA_BYTES, whole_match};
 pub use retry_policy::validate_retry_policy;
 pub use route_rule::validate_route_rule;
@@ -28,7 +28,10 @@ pub use route_rule::validate_route_rule;
 pub(crate) const NOWHERE: &str = "no request could go anywhere: give a destination with a weight above 0, or a filter of \
      type RequestRedirect or DirectResponse";
 pub(crate) const PATH_START: &str = "a path begins with `/`";
-pub(crate) const PATH_ONLY: &str = "a path has no `?`, `#` or space in it; queryParams match the query";
+pub(crate) const PATH_ONLY: &str =
+    "a path has no `?`, `#`, space or control character in it; queryParams match the query";
+pub(crate) const HEADER_BLANK: &str =
+    "a header field's value has no white space at either end, so no request would match";
 pub(crate) const MATCH_VALUE: &str = "a value is given, except for Present and Absent, which have none";
 pub(crate) const ONE_STICKY_KEY: &str = "exactly one of header, cookie and sourceIP is given";
 pub(crate) const FILTER_FIELD: &str = "the field that `type` names is given, and no other";

@@ -95,13 +95,49 @@ fn what_cannot_be_looked_at_is_neither_right_nor_wrong() {
     assert_eq!(check(&[]).0, 2);
 }
 
+/// `switchyard check` with a text on standard input.
+fn checked(args: &[&str], input: &str) -> std::process::Output {
+    let mut command = Command::new(binary("switchyard"));
+    command.arg("check").args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut checking = command.spawn().unwrap();
+    checking.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    checking.wait_with_output().unwrap()
+}
+
 #[test]
 fn standard_input_is_a_file_like_any_other() {
-    let mut command = Command::new(binary("switchyard"));
-    let mut checking = command.args(["check", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    let broken = canary(0, 0);
-    checking.stdin.take().unwrap().write_all(broken.as_bytes()).unwrap();
-    let done = checking.wait_with_output().unwrap();
+    let done = checked(&["-"], &canary(0, 0));
     assert_eq!(done.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&done.stdout).contains("spec.destinations"));
+}
+
+#[test]
+fn what_comes_up_between_objects_of_standard_input_is_underlined_too() {
+    let text = canary(20, 80).replace("service: my-service\n", "service: my-servce\n");
+    let done = checked(&["-"], &text);
+    let said = String::from_utf8(done.stdout).unwrap();
+    assert!(said.contains("<stdin>:5:12\n  |\n5 |   service: my-servce\n  |            ^^^^^^^^^"), "{said}");
+    let done = checked(&["-", "--output", "json"], &text);
+    let findings: Value = serde_json::from_slice(&done.stdout).unwrap();
+    let finding = findings.as_array().unwrap().iter().find(|f| f["field"] == "spec.service").unwrap();
+    assert_eq!((finding["line"].as_u64(), finding["length"].as_u64()), (Some(5), Some(9)), "{finding}");
+}
+
+#[test]
+fn nothing_to_look_at_is_not_nothing_wrong() {
+    let empty = tempfile::tempdir().unwrap();
+    assert_eq!(check(&[empty.path().to_str().unwrap()]).0, 2);
+    assert_eq!(checked(&["-"], "").status.code(), Some(2));
+    let manifests = Manifests::default();
+    manifests.write("comment.yaml", "# nothing yet\n");
+    assert_eq!(check(&[manifests.path().to_str().unwrap()]).0, 2);
+}
+
+#[test]
+fn the_name_of_a_file_cannot_move_the_cursor() {
+    let manifests = good();
+    manifests.write("a\u{1b}[2J.yaml", "kind: [");
+    let (status, said) = check(&[manifests.path().to_str().unwrap()]);
+    assert_eq!(status, 1);
+    assert!(!said.contains('\u{1b}') && said.contains("a\\u{1b}[2J.yaml"), "{said}");
 }

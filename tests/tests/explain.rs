@@ -2,11 +2,20 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
 use serde_json::Value;
+use switchyard_tests::binary;
+use switchyard_tests::manifests::{Manifests, canary, rule};
 use switchyard_tests::process::{example, output};
 
 fn explain(args: &[&str]) -> (i32, String) {
-    let folder = example("canary");
+    explain_in(&example("canary"), args)
+}
+
+fn explain_in(folder: &Path, args: &[&str]) -> (i32, String) {
     let done = output("switchyard", &[&["explain", "--manifests", folder.to_str().unwrap()], args].concat());
     let said = [done.stdout, done.stderr].map(|bytes| String::from_utf8(bytes).unwrap()).concat();
     (done.status.code().unwrap(), said)
@@ -48,4 +57,124 @@ fn a_host_that_names_no_service_is_said_to() {
     let (status, said) = explain(&["http://nobody.shop/"]);
     assert_eq!(status, 1, "{said}");
     assert!(said.contains("nobody"), "{said}");
+}
+
+fn with_v1(rules: &str) -> Manifests {
+    let manifests = Manifests::of(&[("v1", SocketAddr::from(([127, 0, 0, 1], 9001)))]);
+    manifests.write("rules.yaml", rules);
+    manifests
+}
+
+const ANY: &str = "  destinations: [{service: my-service}]\n";
+
+#[test]
+fn the_host_is_a_header_field_as_in_traffic() {
+    let manifests = with_v1(&rule(
+        "by-host",
+        &format!("  matches: [{{headers: [{{name: host, value: my-service.shop}}]}}]\n{ANY}"),
+    ));
+    let matched = |args: &[&str]| explain_in(manifests.path(), args).1.contains("yes shop/by-host");
+    assert!(matched(&["http://my-service.shop/"]) && matched(&["my-service.shop:80/x"]));
+    assert!(matched(&["-H", "Host: my-service.shop", "http://127.0.0.1:15001/"]));
+    assert!(!matched(&["http://my-service.shop.svc/"]));
+}
+
+#[test]
+fn what_would_be_answered_503_is_not_routed() {
+    let manifests = with_v1(&canary(20, 80));
+    let asked =
+        |args: &[&str]| explain_in(manifests.path(), &[args, &["-H", "x-version: v2", "my-service.shop"]].concat());
+    assert!(asked(&[]).1.contains("version v1: weight 80, 100% of requests"), "{}", asked(&[]).1);
+
+    let fail = format!("{}  whenUnavailable: Fail\n", canary(20, 80).trim_end().to_owned() + "\n");
+    manifests.write("rules.yaml", &fail);
+    let (status, said) = asked(&[]);
+    let detail =
+        "20% of requests would be answered 503 no-instances: shop/my-service has no ready instance of version v2";
+    assert!(status == 0 && said.contains(detail), "{said}");
+    let json: Value = serde_json::from_str(&asked(&["--output", "json"]).1).unwrap();
+    assert_eq!(json["refused"]["percent"], 20.0);
+    let percents = |json: &Value| {
+        json["destinations"].as_array().unwrap().iter().map(|d| d["percent"].as_f64().unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(percents(&json), [0.0, 80.0]);
+
+    // What has instances and no weight takes nothing over.
+    manifests.write("rules.yaml", &canary(1, 0));
+    assert_eq!(asked(&[]).0, 1, "{}", asked(&[]).1);
+    manifests.write("rules.yaml", &fail.replace("version: v1", "version: v3"));
+    let (status, said) = asked(&[]);
+    assert!(status == 1 && said.contains("\nwould be answered 503 no-instances: "), "{said}");
+    manifests.write("rules.yaml", &canary(20, 80).replace("version: v1", "version: v3"));
+    let (status, said) = asked(&[]);
+    let detail = "would be answered 503 no-instances: no destination of shop/canary-deployment has a ready instance";
+    assert!(status == 1 && said.contains(detail), "{said}");
+}
+
+#[test]
+fn rules_that_are_left_out_are_named_and_why() {
+    let cookie =
+        rule("by-cookie", &format!("  matches: [{{path: {{value: /}}}}, {{cookies: [{{name: a, value: b}}]}}]\n{ANY}"));
+    let consumer = rule("of-a-consumer", &format!("  serviceNamespace: shop\n{ANY}"))
+        .replace("namespace: shop}", "namespace: web}");
+    let manifests = with_v1(&format!("{cookie}---\n{consumer}"));
+    let (status, said) = explain_in(manifests.path(), &["--output", "json", "my-service.shop"]);
+    let json: Value = serde_json::from_str(&said).unwrap();
+    let considered: Vec<_> = json["considered"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|c| {
+            (
+                c["rule"].as_str().unwrap(),
+                c["entry"].as_u64(),
+                c["matched"].as_bool().unwrap(),
+                c["why"].as_str().unwrap(),
+            )
+        })
+        .collect();
+    assert_eq!(status, 0);
+    assert_eq!(
+        considered,
+        [
+            ("shop/by-cookie", Some(0), true, "every request"),
+            ("shop/by-cookie", Some(1), false, "left out: cookies are not looked at yet"),
+            ("web/of-a-consumer", None, false, "left out: rules for another namespace's Service are not in force yet"),
+        ]
+    );
+}
+
+#[test]
+fn what_no_rule_is_asked_about_is_refused_as_in_traffic() {
+    let (status, said) = explain(&["-X", "CONNECT", "http://my-service.shop/"]);
+    assert!(status == 1 && said.contains("501 not-supported"), "{said}");
+    let (status, said) = explain(&["-H", "transfer-encoding: gzip", "http://my-service.shop/"]);
+    assert!(status == 1 && said.contains("501 not-supported"), "{said}");
+}
+
+#[test]
+fn the_default_service_takes_what_names_none() {
+    assert_eq!(explain(&["http://nobody.shop/"]).0, 1);
+    let (status, said) = explain(&["--default-service", "shop/my-service", "http://nobody.shop/"]);
+    assert!(status == 0 && said.contains("service  shop/my-service"), "{said}");
+    let (status, said) = explain(&["--default-service", "shop/nosuch", "http://nobody.shop/"]);
+    assert!(status == 1 && said.contains("shop/nosuch: there is no such Service"), "{said}");
+}
+
+#[test]
+fn a_reader_that_has_gone_is_no_error_and_a_full_disk_is_one() {
+    let explain = || {
+        let mut command = Command::new(binary("switchyard"));
+        command.arg("explain").arg("--manifests").arg(example("canary")).arg("my-service.shop");
+        command.stderr(Stdio::piped());
+        command
+    };
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let done = explain().stdout(writer).output().unwrap();
+    assert_eq!((done.status.code(), String::from_utf8_lossy(&done.stderr).as_ref()), (Some(0), ""));
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let done = explain().stdout(full).output().unwrap();
+    assert_eq!(done.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&done.stderr).starts_with("error: standard output: "));
 }

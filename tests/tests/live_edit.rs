@@ -7,7 +7,7 @@ use std::time::Duration;
 use switchyard_tests::backend::Backend;
 use switchyard_tests::client::{self, get_request};
 use switchyard_tests::load::{Load, ask_times};
-use switchyard_tests::manifests::{HOST, Manifests, canary};
+use switchyard_tests::manifests::{HOST, Manifests, canary, service};
 use switchyard_tests::process::Switchyard;
 
 fn canary_request() -> http::Request<client::Body> {
@@ -212,4 +212,18 @@ async fn a_broken_file_at_a_restart_leaves_what_held_before() {
     let switchyard = Switchyard::run_with(manifests.path(), &more).await;
     switchyard.process.says(0, &["canary.yaml:9:"]).await;
     switchyard.splits(20, 80).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_default_service_that_is_not_there_is_told_and_when_it_comes_and_goes() {
+    let manifests = Manifests::of(&[("v1", ([127, 0, 0, 1], 9).into())]);
+    let switchyard = Switchyard::run_with(manifests.path(), &["--default-service", "shop/late"]).await;
+    let process = &switchyard.process;
+    process.says(0, &["warning: --default-service shop/late: there is no such Service"]).await;
+    let said = process.said().len();
+    manifests.write("late.yaml", &service("late", "http", &[("v1", ([127, 0, 0, 1], 9).into())]));
+    process.says(said, &["--default-service shop/late: it is there now"]).await;
+    let said = process.said().len();
+    manifests.remove("late.yaml");
+    process.says(said, &["warning: --default-service shop/late: there is no such Service"]).await;
 }

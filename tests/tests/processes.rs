@@ -3,14 +3,15 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use http_body_util::BodyExt;
 use switchyard_tests::backend::{Backend, Server};
 use switchyard_tests::client::{self, Connection, full, get_request};
 use switchyard_tests::load::Load;
 use switchyard_tests::manifests::{HOST, Manifests, canary};
-use switchyard_tests::process::{Controller, Switchyard};
-use switchyard_tests::wait_for;
+use switchyard_tests::process::{Controller, Switchyard, example};
+use switchyard_tests::{binary, wait_for};
 
 const ANY: &str = "127.0.0.1:0";
 const RECEIVED: &str = "switchyard_agent_resources_received_total";
@@ -138,4 +139,28 @@ async fn sigterm_finishes_what_is_under_way_and_exits_zero() {
     };
     let (status, text) = tokio::join!(switchyard.process.terminate(), finishing);
     assert_eq!((status.code(), text.as_str()), (Some(0), "done"));
+}
+
+#[test]
+fn nobody_to_listen_is_no_reason_to_stop() {
+    let state = tempfile::tempdir().unwrap();
+    let state = state.path().to_str().unwrap();
+    let any = ["--http", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--state", state];
+    let folder = example("canary");
+    let run = ["run", "--manifests", folder.to_str().unwrap()];
+    let commands = [
+        ("switchyard", [&run[..], &any].concat()),
+        ("switchyard", vec!["sample", "--listen", "127.0.0.1:0"]),
+        ("switchyard-agent", [&["--controller", "127.0.0.1:9"], &any[..]].concat()),
+    ];
+    for (name, args) in commands {
+        let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let mut process =
+            std::process::Command::new(binary(name)).args(&args).stdout(full()).stderr(full()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(500));
+        let ended = process.try_wait().unwrap();
+        process.kill().unwrap();
+        process.wait().unwrap();
+        assert_eq!(ended, None, "{name} {args:?}");
+    }
 }

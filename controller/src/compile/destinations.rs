@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use switchyard_crds::route_rule::Destination;
-use switchyard_crds::{Finding, Reason, RouteRule};
+use switchyard_crds::{Finding, ObjectName, Reason, RouteRule};
 use switchyard_proto::v1;
 
 use crate::compile::routes::port_number;
-use crate::compile::{name_of, warning, warning_for};
+use crate::compile::{Absent, name_of, warning, warning_for};
 use crate::object::{Kind, ObjectKey, Service, ServiceKey};
 use crate::world::instances::{self, Instance};
 use crate::world::{World, destination_service};
@@ -33,20 +33,47 @@ pub fn selector(version: Option<&str>, subset: &BTreeMap<String, String>) -> v1:
 pub struct Present<'a> {
     world: &'a World,
     known: BTreeMap<ServiceKey, Vec<Instance>>,
+    absent: Vec<Absent>,
 }
 
 impl<'a> Present<'a> {
     /// Nothing looked up yet.
     pub fn new(world: &'a World) -> Self {
-        Self { world, known: BTreeMap::new() }
+        Self { world, known: BTreeMap::new(), absent: Vec::new() }
     }
 
     fn of(&mut self, service: &Service) -> &[Instance] {
         self.known.entry(service.key()).or_insert_with(|| instances::of(self.world, service))
     }
 
-    /// Says that no instance of a Service is what a version and labels ask for, and which field asks for it.
-    pub fn nobody_there(
+    /// What depends on Services that have no instances at all.
+    pub fn absent(mut self) -> Vec<Absent> {
+        self.absent.sort_by(|a, b| a.finding.cmp(&b.finding));
+        self.absent
+    }
+
+    /// Reports that no instance of a Service is what a version and labels ask for. `field` is of what asks, `leaf` says where
+    /// in it the Service is named.
+    pub fn check(
+        &mut self,
+        service: &Service,
+        (version, subset): (Option<&str>, &BTreeMap<String, String>),
+        (of, field, leaf): (&ObjectName, &str, &str),
+        findings: &mut Vec<Finding>,
+    ) {
+        if self.of(service).is_empty() {
+            let message = format!(
+                "Service {} has no instances at all: no EndpointSlice has an address and a port for it",
+                service.key()
+            );
+            let finding = warning(of, Reason::Suspicious, format!("{field}.{leaf}"), message);
+            self.absent.push(Absent { namespace: service.namespace.clone(), finding });
+        } else if let Some((leaf, message)) = self.nobody_there(service, version, subset) {
+            findings.push(warning(of, Reason::Suspicious, format!("{field}.{leaf}"), message));
+        }
+    }
+
+    fn nobody_there(
         &mut self,
         service: &Service,
         version: Option<&str>,
@@ -89,16 +116,12 @@ pub fn check(world: &World, rule: &RouteRule, present: &mut Present<'_>, finding
             let message = format!("Service {key} has no port {port}{}", ports_in_words(service));
             findings.push(warning(&name, Reason::UnresolvedRef, field("port"), message));
         }
-        if let Some((leaf, message)) = present.nobody_there(service, to.version.as_deref(), &to.subset) {
-            findings.push(warning(&name, Reason::Suspicious, field(leaf), message));
-        }
+        let wanted = (to.version.as_deref(), &to.subset);
+        present.check(service, wanted, (&name, &format!("spec.destinations[{at}]"), "service"), findings);
     }
 }
 
 fn versions(instances: &[Instance]) -> String {
-    if instances.is_empty() {
-        return "it has no instances at all".to_owned();
-    }
     let versions: BTreeSet<_> = instances.iter().filter_map(Instance::version).collect();
     if versions.is_empty() {
         return format!("none has a version: label the Pods {}", instances::VERSION_LABELS[0]);

@@ -77,9 +77,9 @@ fn attach<'a, K>(
     let mut held: BTreeMap<_, Claim<'a, K>> = BTreeMap::new();
     for claim in claims {
         let (version, subset) = (claim.target.version.as_deref(), &claim.target.subset);
-        let field = |leaf: &str| format!("spec.targetRefs[{}]{leaf}", claim.at);
-        if let Some((leaf, message)) = present.nobody_there(service, version, subset) {
-            findings.push(warning(&claim.name, Reason::Suspicious, field(&format!(".{leaf}")), message));
+        let field = format!("spec.targetRefs[{}]", claim.at);
+        if version.is_some() || !subset.is_empty() {
+            present.check(service, (version, subset), (&claim.name, &field, "name"), findings);
         }
         let conditions = subset.len() + usize::from(version.is_some());
         let specific_first = (Reverse(conditions), Reverse(version), subset);
@@ -93,7 +93,7 @@ fn attach<'a, K>(
                 let older = qualified(&older.name);
                 let message =
                     format!("{older} has the same target and comes first (by age, then by name), so it holds");
-                let mut finding = warning(&claim.name, Reason::Conflicted, field(""), message);
+                let mut finding = warning(&claim.name, Reason::Conflicted, field, message);
                 finding.others = vec![older];
                 findings.push(finding);
             }

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use switchyard_crds::route_rule::{PathMatchType, RouteMatch, ValueMatchType, WhenUnavailable};
-use switchyard_crds::validate::enforced;
+use switchyard_crds::validate::{entry_left_out, rule_left_out};
 use switchyard_crds::values::Duration;
 use switchyard_crds::{Finding, Reason, RouteRule};
 use switchyard_proto::v1;
@@ -15,7 +15,7 @@ use crate::compile::destinations::Present;
 use crate::compile::order::{Age, Rank, Specificity};
 use crate::compile::{destinations, name_of, policies, qualified, warning};
 use crate::object::{Service, ServicePort};
-use crate::world::{World, is_consumer_rule};
+use crate::world::World;
 
 /// The entry of a rule that has none: everything matches.
 static EVERYTHING: RouteMatch = RouteMatch {
@@ -39,7 +39,7 @@ pub fn compile(
     for rule in world.rules_of(&service.key()) {
         check_port(service, rule, findings);
         destinations::check(world, rule, present, findings);
-        if !is_consumer_rule(rule) && !rule.spec.destinations.is_empty() && entries(rule).next().is_some() {
+        if rule_left_out(rule).is_none() && entries(rule).next().is_some() {
             taken.push(rule);
         }
     }
@@ -59,7 +59,7 @@ pub fn compile(
 /// The entries of a rule that agents can tell, with their positions.
 fn entries(rule: &RouteRule) -> impl Iterator<Item = (usize, &RouteMatch)> {
     let everything = rule.spec.matches.is_empty().then_some(&EVERYTHING);
-    rule.spec.matches.iter().chain(everything).enumerate().filter(|(_, entry)| enforced(entry))
+    rule.spec.matches.iter().chain(everything).enumerate().filter(|(_, entry)| entry_left_out(entry).is_none())
 }
 
 fn compile_rule(world: &World, rule: &RouteRule, findings: &mut Vec<Finding>) -> v1::Rule {

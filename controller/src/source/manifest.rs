@@ -28,8 +28,8 @@ pub const MAX_FILE_BYTES: u64 = 16 << 20;
 pub struct Manifest {
     /// Objects that are in order, in the order in which they stand.
     pub objects: Vec<Loaded>,
-    /// Objects that are spoken of, but not in order: what held of them before stays. Sorted.
-    pub refused: Vec<ObjectKey>,
+    /// Objects that are spoken of, but not in order, and where first: what held of them before stays.
+    pub refused: BTreeMap<ObjectKey, Place>,
     /// What is to be said, in the order in which it stands in the file.
     pub findings: Vec<Finding>,
     /// Whether it is known of which objects the file speaks. If not, what it told before stays.
@@ -174,11 +174,11 @@ impl Reading<'_> {
         for Told { key, place, object } in self.told {
             match object {
                 Some(object) if !twice.contains_key(&key) => manifest.objects.push(Loaded { object, place }),
-                _ => manifest.refused.push(key),
+                _ => {
+                    manifest.refused.entry(key).or_insert(place);
+                }
             }
         }
-        manifest.refused.sort();
-        manifest.refused.dedup();
         manifest.findings.sort_by_key(|finding| finding.place.as_ref().map(|place| (place.line, place.column)));
         manifest
     }

@@ -6,10 +6,7 @@ use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use switchyard_crds::findings::ObjectName;
 use switchyard_crds::{Finding, Reason};
 
-use crate::object::{Endpoint, EndpointSlice, Namespace, Object, Pod, Service, ServicePort};
-
-/// The label that says which Service an EndpointSlice belongs to.
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
+use crate::object::{Endpoint, EndpointSlice, Namespace, Object, Pod, SERVICE_NAME, Service, ServicePort};
 
 /// A Namespace.
 pub(super) fn namespace(namespace: core::Namespace, name: &ObjectName) -> Object {

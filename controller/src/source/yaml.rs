@@ -103,16 +103,44 @@ pub struct Broken {
 
 /// The documents of a file.
 pub fn documents(text: &str) -> Result<Vec<Document>, Broken> {
-    let mut parser = Parser::new_from_str(text.strip_prefix('\u{feff}').unwrap_or(text));
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    if let Some((at, letter)) = text.char_indices().find(|(_, letter)| !is_printable(*letter)) {
+        let message = format!("this is not YAML: it has a control character (U+{:04X})", u32::from(letter));
+        return Err(Broken { span: span_at(text, at), message });
+    }
+    let mut parser = Parser::new_from_str(text);
     let mut builder = build::Builder::default();
     while let Some(step) = parser.next_event() {
-        let (event, span) = step.map_err(|error| Broken {
-            span: Span { line: error.marker().line().max(1), column: error.marker().col() + 1, length: 1 },
-            message: format!("this is not YAML: {}", error.info()),
+        let (event, span) = step.map_err(|error| {
+            let (line, column) = (error.marker().line().max(1), error.marker().col() + 1);
+            let message = format!("this is not YAML: {}", error.info());
+            Broken { span: within(text, Span { line, column, length: 1 }, builder.unclosed()), message }
         })?;
         builder.take(event, span)?;
     }
     Ok(builder.documents)
+}
+
+/// What YAML lets stand in a text by itself (YAML 1.2, `c-printable`); anything else is written as an escape.
+fn is_printable(letter: char) -> bool {
+    matches!(letter, '\t' | '\n' | '\r' | '\u{85}' | ' '..='~' | '\u{a0}'..='\u{fffd}' | '\u{10000}'..)
+}
+
+/// The place of a byte.
+fn span_at(text: &str, at: usize) -> Span {
+    let before = &text[..at];
+    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+    Span { line: before.matches('\n').count() + 1, column, length: 1 }
+}
+
+/// Where something is wrong that shows only at the end of the text: what was never closed, else the last thing that is there.
+fn within(text: &str, span: Span, unclosed: Option<Span>) -> Span {
+    let written = text.trim_end();
+    let end = span_at(written, written.char_indices().next_back().map_or(0, |(at, _)| at));
+    if (span.line, span.column) <= (end.line, end.column) {
+        return span;
+    }
+    unclosed.unwrap_or(end)
 }
 
 impl Node {

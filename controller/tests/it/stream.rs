@@ -24,6 +24,13 @@ apiVersion: v1
 kind: Service
 metadata: {name: my-service, namespace: shop}
 spec: {ports: [{name: http, port: 80}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: one, namespace: shop, labels: {kubernetes.io/service-name: my-service}}
+addressType: IPv4
+ports: [{name: http, port: 9001}]
+endpoints: [{addresses: [127.0.0.1]}]
 ";
 
 fn rule(weight: &str) -> String {

@@ -154,3 +154,56 @@ fn the_findings_of_one_object_have_an_end() {
     let (_, findings) = parse::<RouteRule>(&object("RouteRule", json!({"service": "a", "destinations": destinations})));
     assert_eq!(findings.len(), MAX_FINDINGS);
 }
+
+#[test]
+fn whole_numbers_are_taken_however_they_are_written() {
+    let spec =
+        json!({"service": "a", "port": 80.0, "priority": 1e2, "destinations": [{"service": "a", "weight": 8.0}]});
+    let (rule, findings) = parse::<RouteRule>(&object("RouteRule", spec));
+    assert_eq!(lines(&findings), "");
+    let spec = rule.unwrap().spec;
+    assert_eq!((spec.port, spec.priority, spec.destinations[0].weight), (Some(80), 100, 8));
+    check::<RouteRule>(
+        "RouteRule",
+        json!({"service": "a", "port": 1e20, "priority": -1e20, "destinations": [{"service": "a", "weight": 0.5}]}),
+        expect![[r#"
+            Error spec.destinations[0].weight: is a number with a fraction, must be a whole number
+            Error spec.port: 100000000000000000000 is above 65535
+            Error spec.priority: -100000000000000000000 is below -1000000
+        "#]],
+    );
+}
+
+#[test]
+fn a_text_for_a_mapping_is_shown_in_its_right_form() {
+    check::<RouteRule>(
+        "RouteRule",
+        json!({"service": "a", "matches": [{"path": "/api", "headers": ["x"]}, {"path": "a: {b"}], "destinations": ["a"], "timeouts": "1s"}),
+        expect![[r#"
+            Error spec.destinations[0]: is text, must be a mapping; write it as {service: a}
+            Error spec.matches[0].headers[0]: is text, must be a mapping; write it as {name: x}
+            Error spec.matches[0].path: is text, must be a mapping; write it as {type: PathPrefix, value: /api}
+            Error spec.matches[1].path: is text, must be a mapping; write it as {type: PathPrefix, value: ...}
+            Error spec.timeouts: is text, must be a mapping
+        "#]],
+    );
+    check::<RetryPolicy>(
+        "RetryPolicy",
+        json!({"targetRefs": ["a"]}),
+        expect![[r#"
+        Error spec.targetRefs[0]: is text, must be a mapping; write it as {name: a}
+    "#]],
+    );
+}
+
+#[test]
+fn labels_of_an_object_are_spelt_as_the_api_server_asks() {
+    let mut rule = object("RouteRule", json!({"service": "a", "destinations": [{"service": "a"}]}));
+    rule["metadata"]["labels"] = json!({"a b": "x", "ok": "not ok", "example.org/team": "shop", "empty": ""});
+    rule["metadata"]["annotations"] = json!({"Example.org/Note": "any text at all", "/": ""});
+    expect![[r#"
+        Error metadata.labels[a b]: "a b" is not a label's key: its name has 1 to 63 letters, digits, `-`, `_` and `.`
+        Error metadata.labels[ok]: "not ok" is not a label's value: up to 63 letters, digits, `-`, `_` and `.`, with a letter or digit at both ends
+        Error metadata.annotations[/]: "/" is not an annotation's key; it is spelt as a label's is
+    "#]].assert_eq(&lines(&parse::<RouteRule>(&rule).1));
+}

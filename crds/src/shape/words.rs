@@ -59,17 +59,32 @@ fn of_pattern(pattern: &str) -> String {
     }
 }
 
-/// A value of the wrong type.
-pub(super) fn wrong_type(schema: &Value, wanted: &str, value: &Value) -> String {
+/// A number as people write it: all its digits, as long as they can be read.
+pub(super) fn number(value: &Value) -> String {
+    match value.as_f64() {
+        Some(float) if value.is_f64() && float.fract() == 0.0 && float.abs() < 1e30 => format!("{float:.0}"),
+        _ => value.to_string(),
+    }
+}
+
+/// A value that is not what it must be: `is text, must be a list`.
+pub fn is_not(value: &Value, must: &str) -> String {
     let is = match value {
         Value::Null => "is empty",
         Value::Bool(_) => "is true or false",
-        Value::Number(number) if number.is_f64() => "is a number with a fraction",
+        Value::Number(number) if number.as_f64().is_some_and(|float| float.fract() != 0.0) => {
+            "is a number with a fraction"
+        }
         Value::Number(_) => "is a number",
         Value::String(_) => "is text",
         Value::Array(_) => "is a list",
         Value::Object(_) => "is a mapping",
     };
+    format!("{is}, must be {must}")
+}
+
+/// A value of the wrong type.
+pub(super) fn wrong_type(schema: &Value, wanted: &str, value: &Value) -> String {
     let must = match wanted {
         "integer" => "a whole number".to_owned(),
         "number" => "a number".to_owned(),
@@ -85,18 +100,38 @@ pub(super) fn wrong_type(schema: &Value, wanted: &str, value: &Value) -> String 
         },
     };
     let how = match (wanted, value) {
-        ("integer", Value::String(text)) if text.parse::<i64>().is_ok() => "; write it without quotes",
-        ("number", Value::String(text)) if text.parse::<f64>().is_ok() => "; write it without quotes",
-        ("boolean", Value::String(text)) if text == "true" || text == "false" => "; write it without quotes",
+        ("integer", Value::String(text)) if text.parse::<i64>().is_ok() => NO_QUOTES.to_owned(),
+        ("number", Value::String(text)) if text.parse::<f64>().is_ok() => NO_QUOTES.to_owned(),
+        ("boolean", Value::String(text)) if text == "true" || text == "false" => NO_QUOTES.to_owned(),
         ("string", Value::Number(_) | Value::Bool(_)) => match schema["pattern"].as_str() {
             // Quotes alone do not make a duration of a number.
-            Some(Duration::PATTERN | Percent::PATTERN) => "",
-            _ => "; write it in quotes",
+            Some(Duration::PATTERN | Percent::PATTERN) => String::new(),
+            _ => "; write it in quotes".to_owned(),
         },
-        ("array", Value::Object(_) | Value::String(_)) => "; begin it with `- `",
-        _ => "",
+        ("array", Value::Object(_) | Value::String(_)) => "; begin it with `- `".to_owned(),
+        ("object", Value::String(text)) => {
+            as_mapping(schema, text).map_or_else(String::new, |form| format!("; write it as {form}"))
+        }
+        _ => String::new(),
     };
-    format!("{is}, must be {must}{how}")
+    format!("{}{how}", is_not(value, &must))
+}
+
+const NO_QUOTES: &str = "; write it without quotes";
+
+/// The mapping that whoever wrote a text meant: the text is the one field that must be given. `type` is shown with its default.
+fn as_mapping(schema: &Value, text: &str) -> Option<String> {
+    let [only] = schema["required"].as_array()?.as_slice() else { return None };
+    let only = only.as_str().filter(|only| schema["properties"][only]["type"] == "string")?;
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/-_.".contains(c);
+    let text = if !text.is_empty() && text.len() <= 64 && text.chars().all(plain) {
+        text.to_owned()
+    } else {
+        "...".to_owned()
+    };
+    let default = schema["properties"]["type"]["default"].as_str().filter(|_| only == "value");
+    let kind = default.map(|default| format!("type: {default}, ")).unwrap_or_default();
+    Some(format!("{{{kind}{only}: {text}}}"))
 }
 
 /// A field that does not exist.

@@ -4,18 +4,40 @@
 use crate::circuit_policy::{CircuitPolicySpec, Override};
 use crate::findings::{Finding, Reason};
 use crate::retry_policy::RetryPolicySpec;
-use crate::route_rule::{RouteMatch, RouteRuleSpec};
-use crate::values::Percent;
+use crate::route_rule::{RouteMatch, RouteRule};
 
 use super::Report;
 
 const YET: &str = "is accepted, but this build does not act on it yet";
-const MATCH: &str = "is not looked at yet: this match entry is left out until it is enforced";
+const MATCH: &str = "not looked at yet";
+const CONSUMER: &str = "rules for another namespace's Service are not in force yet";
+const NO_DESTINATION: &str = "rules that have filters and no destination are not in force yet";
 
-/// Whether this build looks at all that a match entry asks for. One that asks for more is left out: it must not stand for
-/// more requests than its author meant.
-pub fn enforced(entry: &RouteMatch) -> bool {
-    unenforced_conditions(entry).next().is_none()
+/// Why nothing of a rule is in force, if that is so whatever its matches ask for.
+pub fn rule_left_out(rule: &RouteRule) -> Option<&'static str> {
+    if is_consumer_rule(rule) {
+        return Some(CONSUMER);
+    }
+    rule.spec.destinations.is_empty().then_some(NO_DESTINATION)
+}
+
+/// Why a match entry is left out, if it is: this build does not look at all that it asks for, and it must not stand for more
+/// requests than its author meant.
+pub fn entry_left_out(entry: &RouteMatch) -> Option<String> {
+    let fields: Vec<&str> = unenforced_conditions(entry).collect();
+    let are = match fields.as_slice() {
+        [] => return None,
+        ["grpc" | "source"] => "is",
+        _ => "are",
+    };
+    Some(format!("{} {are} {MATCH}", fields.join(" and ")))
+}
+
+/// Whether a rule is for callers of its own namespace only, to a Service of another. An object that is in no file has its
+/// namespace; in a file an absent one is `default`.
+fn is_consumer_rule(rule: &RouteRule) -> bool {
+    let own = rule.metadata.namespace.as_deref().unwrap_or("default");
+    rule.spec.service_namespace.as_deref().is_some_and(|of| of != own)
 }
 
 fn unenforced_conditions(entry: &RouteMatch) -> impl Iterator<Item = &'static str> {
@@ -24,16 +46,15 @@ fn unenforced_conditions(entry: &RouteMatch) -> impl Iterator<Item = &'static st
     used.into_iter().filter(|(_, used)| *used).map(|(field, _)| field)
 }
 
-pub(super) fn route_rule(spec: &RouteRuleSpec, report: &mut Report) {
-    if spec.service_namespace.is_some() {
-        report.not_enforced(
-            "spec.serviceNamespace",
-            "rules for another namespace's Service are not in force yet: this rule is left out",
-        );
+pub(super) fn route_rule(rule: &RouteRule, report: &mut Report) {
+    let spec = &rule.spec;
+    if is_consumer_rule(rule) {
+        report.not_enforced("spec.serviceNamespace", &format!("{CONSUMER}: this rule is left out"));
     }
     for (i, entry) in spec.matches.iter().enumerate() {
         for field in unenforced_conditions(entry) {
-            report.not_enforced(format!("spec.matches[{i}].{field}"), MATCH);
+            let message = format!("is {MATCH}: this match entry is left out until it is enforced");
+            report.not_enforced(format!("spec.matches[{i}].{field}"), &message);
         }
     }
     for (i, destination) in spec.destinations.iter().enumerate() {
@@ -48,8 +69,7 @@ pub(super) fn route_rule(spec: &RouteRuleSpec, report: &mut Report) {
 pub(super) fn circuit_policy(spec: &CircuitPolicySpec, report: &mut Report) {
     report.fields(&[
         ("spec.slowCalls", spec.slow_calls.is_some()),
-        // The default is no wish of anybody's.
-        ("spec.maxEjectionPercent", spec.max_ejection_percent != Percent::whole(50)),
+        ("spec.maxEjectionPercent", spec.max_ejection_percent.is_some()),
         ("spec.healthCheck", spec.health_check.is_some()),
         ("spec.limits", spec.limits.is_some()),
         ("spec.fallback", spec.fallback.is_some()),

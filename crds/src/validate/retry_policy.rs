@@ -1,7 +1,7 @@
 //! What no schema can say of a `RetryPolicy`.
 
 use crate::findings::Finding;
-use crate::retry_policy::RetryPolicy;
+use crate::retry_policy::{RetryPolicy, RetryPolicySpec, Strategy};
 use crate::values::{Duration, Size};
 
 use super::{Report, not_enforced};
@@ -40,10 +40,39 @@ pub fn validate_retry_policy(policy: &RetryPolicy) -> Vec<Finding> {
         let message = format!("{each} for one try is longer than {whole} for all together (spec.timeout)");
         report.error("spec.perTryTimeout", message);
     }
+    if spec.max_retries > 0 {
+        report.no_retry_can_happen(spec);
+    }
     report.within("spec.budget.window", spec.budget.window, BUDGET_WINDOW.0, BUDGET_WINDOW.1);
     if spec.max_body_bytes > MAX_BODY {
         report.error("spec.maxBodyBytes", format!("{} is above {MAX_BODY}", spec.max_body_bytes));
     }
     not_enforced::retry_policy(spec, &mut report);
     report.finish()
+}
+
+impl Report {
+    /// A policy that asks for retries, and leaves none of them time or budget.
+    fn no_retry_can_happen(&mut self, spec: &RetryPolicySpec) {
+        let jitter = match spec.strategy {
+            // Random between the first wait and more.
+            Strategy::DecorrelatedJitter => 0,
+            _ => u64::from(spec.jitter.ppm()),
+        };
+        let first = spec.initial_delay.as_millis();
+        let shortest = Duration::from_millis(first - first * jitter / 1_000_000);
+        if let Some(whole) = spec.timeout.filter(|whole| whole.as_millis() > 0 && *whole <= shortest) {
+            let message = format!(
+                "no retry ever begins: the wait before the first is at least {shortest} (spec.initialDelay, less spec.jitter), \
+                 and all is over after {whole}"
+            );
+            self.suspicious("spec.timeout", message);
+        }
+        if spec.budget.ratio.ppm() == 0 && spec.budget.min_per_second == 0 {
+            self.suspicious(
+                "spec.budget",
+                "no retry ever begins: the ratio is 0% and minPerSecond is 0; maxRetries: 0 says so",
+            );
+        }
+    }
 }

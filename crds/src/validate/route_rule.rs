@@ -2,8 +2,8 @@
 
 use crate::findings::Finding;
 use crate::route_rule::{
-    Filter, FilterType, PathMatch, PathMatchType, PathModifier, PathModifierType, RouteMatch, RouteRule, Stickiness,
-    Timeouts, ValueMatchType,
+    Filter, FilterType, HeaderMatch, PathMatch, PathMatchType, PathModifier, PathModifierType, RouteMatch, RouteRule,
+    Stickiness, Timeouts, ValueMatchType,
 };
 use crate::values::Duration;
 
@@ -31,9 +31,12 @@ pub fn validate_route_rule(rule: &RouteRule) -> Vec<Finding> {
     if let Some(timeouts) = &spec.timeouts {
         report.timeouts(timeouts);
     }
-    not_enforced::route_rule(spec, &mut report);
+    not_enforced::route_rule(rule, &mut report);
     report.finish()
 }
+
+/// White space that HTTP allows around a header field's value.
+const BLANK: [char; 2] = [' ', '\t'];
 
 /// What header, query parameter and cookie matches have in common.
 struct Named<'a> {
@@ -59,6 +62,15 @@ impl Report {
         self.named(&format!("{field}.headers"), "header", &named!(entry.headers), str::eq_ignore_ascii_case);
         self.named(&format!("{field}.queryParams"), "query parameter", &named!(entry.query_params), |a, b| a == b);
         self.named(&format!("{field}.cookies"), "cookie", &named!(entry.cookies), |a, b| a == b);
+        if entry.method.as_deref() == Some("CONNECT") {
+            self.suspicious(
+                format!("{field}.method"),
+                "no request has it: CONNECT is answered 501 before any rule is asked",
+            );
+        }
+        for (i, header) in entry.headers.iter().enumerate() {
+            self.header_value(&format!("{field}.headers[{i}].value"), header);
+        }
         if let Some(source) = &entry.source {
             self.labels(&format!("{field}.source.labels"), &source.labels);
         }
@@ -69,7 +81,19 @@ impl Report {
             return self.regex(field, &path.value);
         }
         self.require(path.value.starts_with('/'), field, super::PATH_START);
-        self.require(!path.value.contains(['?', '#', ' ']), field, super::PATH_ONLY);
+        let foreign = |c: char| "?# ".contains(c) || c.is_ascii_control();
+        self.require(!path.value.contains(foreign), field, super::PATH_ONLY);
+    }
+
+    /// A value that no header field can have: the white space around it is not part of a field's value (RFC 9110, section 5.5).
+    fn header_value(&mut self, field: &str, header: &HeaderMatch) {
+        let value = header.value.as_deref().unwrap_or_default();
+        let around = match header.kind {
+            ValueMatchType::Exact => value.starts_with(BLANK) || value.ends_with(BLANK),
+            ValueMatchType::Prefix => value.starts_with(BLANK),
+            _ => false,
+        };
+        self.require(!around, field, super::HEADER_BLANK);
     }
 
     fn regex(&mut self, field: &str, expression: &str) {

@@ -51,7 +51,7 @@ fn matches_that_cannot_be_are_refused() {
         ]})),
         expect![[r#"
             Error Invalid spec.matches[0].path.value: a path begins with `/`
-            Error Invalid spec.matches[1].path.value: a path has no `?`, `#` or space in it; queryParams match the query
+            Error Invalid spec.matches[1].path.value: a path has no `?`, `#`, space or control character in it; queryParams match the query
             Error Invalid spec.matches[2].path.value: the regular expression does not compile: unclosed character class
             Error Invalid spec.matches[3].headers[0]: a value is given, except for Present and Absent, which have none
             Error Invalid spec.matches[3].headers[1]: a value is given, except for Present and Absent, which have none
@@ -76,6 +76,7 @@ fn times_that_contradict_one_another_are_refused() {
         expect![[r#"
             Error Invalid spec.initialDelay: 1m is longer than spec.maxDelay, which is 30s
             Error Invalid spec.perTryTimeout: 5s for one try is longer than 1s for all together (spec.timeout)
+            Warning Suspicious spec.timeout: no retry ever begins: the wait before the first is at least 54s (spec.initialDelay, less spec.jitter), and all is over after 1s
             Error Invalid spec.budget.window: 2m is longer than 1m
             Error Invalid spec.maxBodyBytes: 1Gi is above 16Mi
         "#]],
@@ -187,12 +188,65 @@ fn what_is_not_acted_on_yet_is_said() {
             Warning NotEnforced spec.override: is accepted, but this build does not act on it yet
         "#]],
     );
-    check::<CircuitPolicy>(circuit(json!({"maxEjectionPercent": "50%"})), expect![[""]]);
+    check::<CircuitPolicy>(
+        circuit(json!({"maxEjectionPercent": "50%"})),
+        expect![[r#"
+        Warning NotEnforced spec.maxEjectionPercent: is accepted, but this build does not act on it yet
+    "#]],
+    );
+    check::<CircuitPolicy>(circuit(json!({})), expect![[""]]);
+    check::<RouteRule>(rule(json!({"serviceNamespace": "default"})), expect![[""]]);
     check::<RetryPolicy>(
         json!({"hedge": {"after": "100ms"}, "methods": ["GET", "POST"]}),
         expect![[r#"
             Warning Suspicious spec.methods[1]: a POST that is sent twice may act twice; retry it only where instances expect that
             Warning NotEnforced spec.hedge: is accepted, but this build does not act on it yet
         "#]],
+    );
+}
+
+#[test]
+fn what_no_request_can_be_is_said() {
+    check::<RouteRule>(
+        rule(json!({"matches": [
+            {"headers": [{"name": "a", "value": " v"}, {"name": "b", "value": "v\t"}]},
+            {"headers": [{"type": "Prefix", "name": "a", "value": " v"}, {"type": "Prefix", "name": "b", "value": "v "}]},
+            {"path": {"value": "/a\u{7}"}},
+            {"path": {"value": "/a"}, "method": "CONNECT"},
+        ]})),
+        expect![[r#"
+            Error Invalid spec.matches[0].headers[0].value: a header field's value has no white space at either end, so no request would match
+            Error Invalid spec.matches[0].headers[1].value: a header field's value has no white space at either end, so no request would match
+            Error Invalid spec.matches[1].headers[0].value: a header field's value has no white space at either end, so no request would match
+            Error Invalid spec.matches[2].path.value: a path has no `?`, `#`, space or control character in it; queryParams match the query
+            Warning Suspicious spec.matches[3].method: no request has it: CONNECT is answered 501 before any rule is asked
+        "#]],
+    );
+}
+
+#[test]
+fn a_policy_under_which_no_retry_begins_is_likely_a_mistake() {
+    check::<RetryPolicy>(
+        json!({"timeout": "900ms"}),
+        expect![[r#"
+        Warning Suspicious spec.timeout: no retry ever begins: the wait before the first is at least 900ms (spec.initialDelay, less spec.jitter), and all is over after 900ms
+    "#]],
+    );
+    check::<RetryPolicy>(
+        json!({"timeout": "1s", "strategy": "DecorrelatedJitter"}),
+        expect![[r#"
+        Warning Suspicious spec.timeout: no retry ever begins: the wait before the first is at least 1s (spec.initialDelay, less spec.jitter), and all is over after 1s
+    "#]],
+    );
+    check::<RetryPolicy>(
+        json!({"budget": {"ratio": "0%", "minPerSecond": 0}}),
+        expect![[r#"
+        Warning Suspicious spec.budget: no retry ever begins: the ratio is 0% and minPerSecond is 0; maxRetries: 0 says so
+    "#]],
+    );
+    check::<RetryPolicy>(json!({"timeout": "901ms", "budget": {"ratio": "0%"}}), expect![[""]]);
+    check::<RetryPolicy>(
+        json!({"maxRetries": 0, "timeout": "1ms", "budget": {"ratio": "0%", "minPerSecond": 0}}),
+        expect![[""]],
     );
 }

@@ -10,7 +10,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use crate::source::directory::folder::Look;
+use crate::source::directory::folder::{Look, Unreadable};
 use crate::source::manifest::MAX_FILE_BYTES;
 
 /// More files than this are not a folder of manifests but a mistake, such as `/`; the folder counts as unreadable.
@@ -109,7 +109,7 @@ impl Disk {
                 continue;
             }
             let text = match seen {
-                Seen::Broken(why) => Err(why.clone()),
+                Seen::Broken(why) => Err(why.clone().into()),
                 Seen::File(stamp) => {
                     let modified = fs::metadata(path).and_then(|meta| meta.modified());
                     *stamp = stamp.read_at(modified, SystemTime::now());
@@ -180,28 +180,35 @@ fn is_manifest(path: &Path) -> bool {
 }
 
 /// The text of a file, or why there is none. Reads no more than [`MAX_FILE_BYTES`] of it.
-pub fn read(path: &Path) -> Result<String, String> {
-    let failed = |error: io::Error| format!("the file cannot be read: {error}");
-    let file = fs::File::open(path).map_err(failed)?;
-    let length = file.metadata().map_err(failed)?.len();
-    text(file, length)
+pub fn read(path: &Path) -> Result<String, Unreadable> {
+    let read = fs::File::open(path).and_then(|file| {
+        let length = file.metadata()?.len();
+        text(file, length)
+    });
+    read.unwrap_or_else(|error| Err(format!("the file cannot be read: {error}").into()))
 }
 
-/// The text that a reader gives, which is said to be so long.
-pub fn text(from: impl Read, length: u64) -> Result<String, String> {
+/// The text that a reader gives, which is said to be so long, or why it is none.
+///
+/// # Errors
+/// What the reader says.
+pub fn text(from: impl Read, length: u64) -> io::Result<Result<String, Unreadable>> {
     let limit = MAX_FILE_BYTES;
-    let too_long = || format!("the file is too long: {} MiB is the most that is read", limit >> 20);
+    let too_long = || Ok(Err(format!("the file is too long: {} MiB is the most that is read", limit >> 20).into()));
     if length > limit {
-        return Err(too_long());
+        return too_long();
     }
     let mut bytes = Vec::new();
-    from.take(limit + 1).read_to_end(&mut bytes).map_err(|error| format!("the file cannot be read: {error}"))?;
+    from.take(limit + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit {
-        return Err(too_long());
+        return too_long();
     }
-    String::from_utf8(bytes).map_err(|error| {
-        let line =
-            error.as_bytes().iter().take(error.utf8_error().valid_up_to()).filter(|byte| **byte == b'\n').count();
-        format!("the file is not UTF-8 text: line {} has a byte that does not belong there", line + 1)
-    })
+    Ok(String::from_utf8(bytes).map_err(|error| {
+        let good = String::from_utf8_lossy(&error.as_bytes()[..error.utf8_error().valid_up_to()]);
+        let line = good.matches('\n').count() + 1;
+        let column = good.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+        let byte = error.as_bytes().get(good.len()).copied().unwrap_or_default();
+        let why = format!("the file is not UTF-8 text: the byte 0x{byte:02x} does not belong there");
+        Unreadable { why, at: Some((line, column)) }
+    }))
 }

@@ -32,10 +32,25 @@ pub enum Look {
     /// What has changed since the look before.
     Changes {
         /// The files that are new or different: their text, or why they cannot be read.
-        changed: BTreeMap<PathBuf, Result<String, String>>,
+        changed: BTreeMap<PathBuf, Result<String, Unreadable>>,
         /// The files that are no more.
         gone: BTreeSet<PathBuf>,
     },
+}
+
+/// Why a file says nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unreadable {
+    /// Why, as a lower-case fragment.
+    pub why: String,
+    /// Line and column of what is to blame; none when it is the file as a whole.
+    pub at: Option<(usize, usize)>,
+}
+
+impl From<String> for Unreadable {
+    fn from(why: String) -> Self {
+        Self { why, at: None }
+    }
 }
 
 /// An object in force, and where it came from.
@@ -81,7 +96,16 @@ impl File {
 enum Claim<'a> {
     Says(&'a Path, &'a Loaded),
     /// Its document is there, but is not valid.
-    Refused(&'a Path),
+    Refused(&'a Place),
+}
+
+impl Claim<'_> {
+    fn place(&self) -> &Place {
+        match self {
+            Self::Says(_, loaded) => &loaded.place,
+            Self::Refused(place) => place,
+        }
+    }
 }
 
 impl Folder {
@@ -110,7 +134,7 @@ impl Folder {
         for (path, text) in changed {
             let says = match text {
                 Ok(text) => Ok(manifest::read(&path, &text)),
-                Err(why) => Err(unreadable(&path, why)),
+                Err(unreadable) => Err(finding_of(&path, unreadable)),
             };
             self.files.insert(path, File { says, changed: now });
         }
@@ -144,7 +168,7 @@ impl Folder {
         let mut findings = self.reported.clone();
         let note =
             format!("{why}; what held before stays in force, and the folder is read again as soon as it is there");
-        findings.insert(self.root.display().to_string(), vec![unreadable(&self.root, note)]);
+        findings.insert(self.root.display().to_string(), vec![finding_of(&self.root, note.into())]);
         self.report(findings)
     }
 
@@ -165,9 +189,8 @@ impl Folder {
             for loaded in &manifest.objects {
                 claims.entry(loaded.object.key()).or_default().push(Claim::Says(path, loaded));
             }
-            let refused: BTreeSet<_> = manifest.refused.iter().collect();
-            for key in refused {
-                claims.entry(key.clone()).or_default().push(Claim::Refused(path));
+            for (key, place) in &manifest.refused {
+                claims.entry(key.clone()).or_default().push(Claim::Refused(place));
             }
         }
         let mut wanted: BTreeMap<ObjectKey, Held> = BTreeMap::new();
@@ -235,31 +258,25 @@ impl Folder {
     }
 }
 
-fn unreadable(path: &Path, why: String) -> Finding {
-    let mut finding = Finding::error(Reason::Unreadable, "", why);
-    finding.place = Some(Place { file: path.to_owned(), line: 0, column: 0, length: 1 });
+fn finding_of(path: &Path, unreadable: Unreadable) -> Finding {
+    let mut finding = Finding::error(Reason::Unreadable, "", unreadable.why);
+    let (line, column) = unreadable.at.unwrap_or_default();
+    finding.place = Some(Place { file: path.to_owned(), line, column, length: 1 });
     finding
 }
 
 /// Each of the files that claim an object is told of the others.
 fn report_duplicate(key: &ObjectKey, claims: &[Claim<'_>], findings: &mut BTreeMap<String, Vec<Finding>>) {
-    let file = |claim: &Claim<'_>| match claim {
-        Claim::Says(file, _) | Claim::Refused(file) => (*file).to_owned(),
-    };
     for (at, claim) in claims.iter().enumerate() {
-        let others = claims.iter().enumerate().filter(|(other, _)| *other != at).map(|(_, claim)| match claim {
-            Claim::Says(file, loaded) => format!("{}:{}", file.display(), loaded.place.line),
-            Claim::Refused(file) => file.display().to_string(),
+        let others = claims.iter().enumerate().filter(|(other, _)| *other != at).map(|(_, claim)| {
+            let place = claim.place();
+            format!("{}:{}", place.file.display(), place.line)
         });
         let others = others.collect::<Vec<_>>().join(", ");
         let message = format!("{key} is also in {others}; what held before stays in force until one of them is gone");
-        let place = match claim {
-            Claim::Says(_, loaded) => loaded.place.clone(),
-            Claim::Refused(file) => Place { file: (*file).to_owned(), line: 0, column: 0, length: 1 },
-        };
         let mut finding = Finding::error(Reason::Duplicate, "metadata.name", message).about(&key.object_name());
-        finding.place = Some(place);
-        findings.entry(file(claim).display().to_string()).or_default().push(finding);
+        finding.place = Some(claim.place().clone());
+        findings.entry(claim.place().file.display().to_string()).or_default().push(finding);
     }
 }
 

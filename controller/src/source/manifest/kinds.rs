@@ -66,7 +66,7 @@ pub(super) fn is_list(root: &Node) -> bool {
 }
 
 fn group(api_version: &str) -> &str {
-    api_version.rsplit_once('/').map_or("", |(group, _)| group)
+    api_version.split_once('/').map_or("", |(group, _)| group)
 }
 
 #[cfg(test)]
@@ -78,6 +78,7 @@ mod tests {
         assert_eq!(sort("switchyard.dev/v1alpha1", "RouteRule"), Sort::Known(Kind::RouteRule));
         assert_eq!(sort("v1", "RouteRule"), Sort::OtherVersion(Kind::RouteRule, VERSION));
         assert_eq!(sort("switchyard.dev/v1", "RetryPolicy"), Sort::OtherVersion(Kind::RetryPolicy, VERSION));
+        assert_eq!(sort("switchyard.dev/v1alpha1/x", "RetryPolicy"), Sort::OtherVersion(Kind::RetryPolicy, VERSION));
         assert_eq!(sort("switchyrad.dev/v1alpha1", "RetryPolicy"), Sort::OtherVersion(Kind::RetryPolicy, VERSION));
         assert_eq!(
             sort("discovery.k8s.io/v1beta1", "EndpointSlice"),

@@ -34,12 +34,23 @@ pub(super) fn read(file: &Path, node: &Node, name: &ObjectName) -> ReadObject {
     if matches!(file_name, "kustomization.yaml" | "kustomization.yml") {
         return foreign("a kustomization is not for switchyard; skipped".to_owned());
     }
-    let wrong = |field, message| unknown(Finding::error(Reason::Invalid, field, message));
+    let wrong = |field: &str, message: &str| unknown(Finding::error(Reason::Invalid, field, message));
     let (api_version, kind) = match (text(node, "apiVersion"), text(node, "kind")) {
         (Ok(api_version), Ok(kind)) => (api_version, kind),
         (Err(message), _) => return wrong("apiVersion", message),
         (_, Err(message)) => return wrong("kind", message),
     };
+    if kinds::is_list(node) {
+        return match node.get("items").map(|items| &items.value) {
+            Some(Value::List(_)) => {
+                wrong("kind", "a list inside of a list is not taken apart: put its items beside the others")
+            }
+            _ => wrong(
+                "items",
+                &switchyard_crds::shape::is_not(&node.get("items").map(Node::to_json).unwrap_or_default(), "a list"),
+            ),
+        };
+    }
     match kinds::sort(api_version, kind) {
         Sort::Known(kind) => known(kind, node, name),
         Sort::OtherVersion(kind, version) => {

@@ -11,7 +11,7 @@ fn check(text: &str, expected: Expect) {
     for loaded in &manifest.objects {
         writeln!(out, "{} at {}:{}", loaded.object.key(), loaded.place.line, loaded.place.column).unwrap();
     }
-    for key in &manifest.refused {
+    for key in manifest.refused.keys() {
         writeln!(out, "refused: {key}").unwrap();
     }
     if !manifest.whole {
@@ -156,7 +156,7 @@ endpoints: [{addresses: [example.org]}]
             refused: Service default/s
             refused: Service default/t
             refused: EndpointSlice default/a
-            error[Invalid]: Service default/s: spec.ports[0].port: invalid type: string "http", expected i32
+            error[Invalid]: Service default/s: spec.ports[0].port: is text, must be a whole number
              --> a.yaml:4:23
               |
             4 | spec: {ports: [{port: http}]}
@@ -166,6 +166,11 @@ endpoints: [{addresses: [example.org]}]
               |
             9 | spec: {ports: [{port: 70000}]}
               |                       ^^^^^
+            warning[Suspicious]: EndpointSlice default/a: metadata.labels: there is no label kubernetes.io/service-name, so these endpoints are no Service's
+              --> a.yaml:13:11
+               |
+            13 | metadata: {name: a}
+               |           ^^^^^^^^^
             error[Invalid]: EndpointSlice default/a: endpoints[0].addresses[0]: "example.org" is not an IPv4 address
               --> a.yaml:15:26
                |
@@ -176,6 +181,11 @@ endpoints: [{addresses: [example.org]}]
                |
             15 | endpoints: [{addresses: [example.org]}, {addresses: ['::1']}]
                |                                                      ^^^^^
+            warning[Suspicious]: EndpointSlice default/b: metadata.labels: there is no label kubernetes.io/service-name, so these endpoints are no Service's
+              --> a.yaml:19:11
+               |
+            19 | metadata: {name: b}
+               |           ^^^^^^^^^
             warning[NotEnforced]: EndpointSlice default/b: addressType: names are accepted, but this build does not resolve them yet: the slice counts as empty
               --> a.yaml:20:14
                |
@@ -314,4 +324,185 @@ fn a_field_of_an_object_is_found_again() {
     let places = Places::of_file(Path::new("a.yaml"), CANARY);
     let place = places.field(&name, "spec.destinations[1].version").unwrap();
     assert_eq!((place.line, place.column, place.length), (10, 36, 2));
+}
+
+#[test]
+fn names_of_kubernetes_objects_are_spelt_as_the_api_server_asks() {
+    check(
+        "\
+apiVersion: v1
+kind: Service
+metadata: {name: my.service, namespace: Shop, labels: {app: not ok}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: 1st-is-fine, namespace: shop}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web.0, namespace: a.b}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web/0}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: a.b}
+",
+        expect![[r#"
+            Service shop/1st-is-fine at 7:18
+            refused: Namespace a.b
+            refused: Service Shop/my.service
+            refused: Pod a.b/web.0
+            refused: Pod default/web/0
+            error[Invalid]: Service Shop/my.service: metadata.name: "my.service" is not a name of lower-case letters, digits and `-`, that begins and ends with a letter or digit
+             --> a.yaml:3:18
+              |
+            3 | metadata: {name: my.service, namespace: Shop, labels: {app: not ok}}
+              |                  ^^^^^^^^^^
+            error[Invalid]: Service Shop/my.service: metadata.namespace: "Shop" is not a name of lower-case letters, digits and `-`, that begins and ends with a letter or digit
+             --> a.yaml:3:41
+              |
+            3 | metadata: {name: my.service, namespace: Shop, labels: {app: not ok}}
+              |                                         ^^^^
+            error[Invalid]: Service Shop/my.service: metadata.labels[app]: "not ok" is not a label's value: up to 63 letters, digits, `-`, `_` and `.`, with a letter or digit at both ends
+             --> a.yaml:3:61
+              |
+            3 | metadata: {name: my.service, namespace: Shop, labels: {app: not ok}}
+              |                                                             ^^^^^^
+            error[Invalid]: Pod a.b/web.0: metadata.namespace: "a.b" is not a name of lower-case letters, digits and `-`, that begins and ends with a letter or digit
+              --> a.yaml:11:36
+               |
+            11 | metadata: {name: web.0, namespace: a.b}
+               |                                    ^^^
+            error[Invalid]: Pod default/web/0: metadata.name: "web/0" is not a name of lower-case letters, digits, `-` and `.`, whose parts begin and end with a letter or digit
+              --> a.yaml:15:18
+               |
+            15 | metadata: {name: web/0}
+               |                  ^^^^^
+            error[Invalid]: Namespace a.b: metadata.name: "a.b" is not a name of lower-case letters, digits and `-`, that begins and ends with a letter or digit
+              --> a.yaml:19:18
+               |
+            19 | metadata: {name: a.b}
+               |                  ^^^
+        "#]],
+    );
+}
+
+#[test]
+fn wrong_types_are_told_in_one_way_and_underlined_whatever_the_key() {
+    check(
+        "\
+apiVersion: v1
+kind: Service
+metadata: {name: s, labels: {app.kubernetes.io/version: 2}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: t}
+spec: {ports: {port: 80}, selector: {a.b/c: [x]}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: u}
+spec: {ports: [http]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: v}
+spec: {ports: [{port: 80.0}, {port: 99999999999}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: w}
+spec: {ports: [{port: 8e1, targetPort: [1]}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: a, labels: {kubernetes.io/service-name: s}}
+addressType: IPv4
+endpoints: [{addresses: [127.0.0.1], conditions: {ready: ready}}]
+",
+        expect![[r#"
+            refused: Service default/s
+            refused: Service default/t
+            refused: Service default/u
+            refused: Service default/v
+            refused: Service default/w
+            refused: EndpointSlice default/a
+            error[Invalid]: Service default/s: metadata.labels[app.kubernetes.io/version]: is a number, must be text
+             --> a.yaml:3:57
+              |
+            3 | metadata: {name: s, labels: {app.kubernetes.io/version: 2}}
+              |                                                         ^
+            error[Invalid]: Service default/t: spec.ports: is a mapping, must be a list
+             --> a.yaml:8:15
+              |
+            8 | spec: {ports: {port: 80}, selector: {a.b/c: [x]}}
+              |               ^^^^^^^^^^
+            error[Invalid]: Service default/u: spec.ports[0]: is text, must be a mapping
+              --> a.yaml:13:16
+               |
+            13 | spec: {ports: [http]}
+               |                ^^^^
+            error[Invalid]: Service default/v: spec.ports[1].port: 99999999999 is not a number that can be here
+              --> a.yaml:18:37
+               |
+            18 | spec: {ports: [{port: 80.0}, {port: 99999999999}]}
+               |                                     ^^^^^^^^^^^
+            error[Invalid]: Service default/w: spec.ports[0].targetPort: is a list, must be a whole number or text
+              --> a.yaml:23:40
+               |
+            23 | spec: {ports: [{port: 8e1, targetPort: [1]}]}
+               |                                        ^^^
+            error[Invalid]: EndpointSlice default/a: endpoints[0].conditions.ready: is text, must be true or false
+              --> a.yaml:29:58
+               |
+            29 | endpoints: [{addresses: [127.0.0.1], conditions: {ready: ready}}]
+               |                                                          ^^^^^
+        "#]],
+    );
+}
+
+#[test]
+fn a_list_whose_items_are_none_is_an_error() {
+    check(
+        "apiVersion: v1\nkind: List\nitems: {}\n",
+        expect![[r#"
+        not whole
+        error[Invalid]: List default/: items: is a mapping, must be a list
+         --> a.yaml:3:8
+          |
+        3 | items: {}
+          |        ^^
+    "#]],
+    );
+    check(
+        "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: List, items: []}\n",
+        expect![[r#"
+        not whole
+        error[Invalid]: List default/: kind: a list inside of a list is not taken apart: put its items beside the others
+         --> a.yaml:4:26
+          |
+        4 | - {apiVersion: v1, kind: List, items: []}
+          |                          ^^^^
+    "#]],
+    );
+    check("apiVersion: v1\nkind: List\nitems: []\n", expect![[""]]);
+}
+
+#[test]
+fn what_is_wrong_at_the_end_of_a_file_is_shown_inside_of_it() {
+    for (text, line, column) in [
+        ("spec: {a: [1,\n", 1, 11),
+        ("kind: Service\nmetadata: {name: a\n\n\n", 2, 11),
+        ("a: \"x\nb: c\n", 1, 4),
+        ("{\"kind\": {\"name\": \"x\"}", 1, 1),
+        ("a: b\n\u{7}c: d\n", 2, 1),
+        ("a: \"b\u{1b}[2J\"\n", 1, 6),
+    ] {
+        let place = read(Path::new("a.yaml"), text).findings[0].place.clone().unwrap();
+        assert_eq!((place.line, place.column), (line, column), "{text:?}");
+    }
 }

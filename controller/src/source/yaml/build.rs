@@ -87,6 +87,12 @@ impl Builder {
         Ok(())
     }
 
+    /// The bracket of the innermost flow collection that is still open.
+    pub(super) fn unclosed(&self) -> Option<Span> {
+        let flow = self.open.last().filter(|open| !open.start.is_empty())?;
+        Some(Span { length: 1, ..one_line(&flow.start) })
+    }
+
     fn open(
         &mut self,
         start: saphyr_parser::Span,

@@ -27,7 +27,7 @@ impl Bench {
     }
 
     fn broken(&mut self, file: &str, why: &str) -> Vec<Event> {
-        let changed = BTreeMap::from([(PathBuf::from(file), Err(why.to_owned()))]);
+        let changed = BTreeMap::from([(PathBuf::from(file), Err(why.to_owned().into()))]);
         self.folder.look(Look::Changes { changed, gone: BTreeSet::new() }, self.now)
     }
 
@@ -215,4 +215,21 @@ fn a_restart_beside_a_broken_file_keeps_what_held_before() {
     assert_eq!(events.last(), Some(&Event::Synced));
     assert!(bench.folder.held().contains_key(&key("a")));
     assert_eq!(deleted(&bench.later()).len(), 0);
+}
+
+#[test]
+fn of_two_files_that_claim_an_object_each_is_shown_where_also_when_one_is_broken() {
+    let mut bench = Bench::new();
+    let broken = both(&rule("a", "1"), &rule("b", "many"));
+    let events = bench.look(&[("one.yaml", Some(&broken)), ("two.yaml", Some(&rule("b", "1")))]);
+    let found = events.iter().filter_map(|event| match event {
+        Event::Findings { findings, .. } => Some(findings.iter().filter(|finding| finding.reason == Reason::Duplicate)),
+        _ => None,
+    });
+    let found: Vec<_> =
+        found.flatten().map(|finding| (finding.place.as_ref().unwrap().line, &finding.message)).collect();
+    let told = |other: &str| {
+        format!("RouteRule shop/b is also in {other}; what held before stays in force until one of them is gone")
+    };
+    assert_eq!(found, [(8, &told("two.yaml:3")), (3, &told("one.yaml:8"))]);
 }
