@@ -12,15 +12,21 @@ use switchyard_controller::{Loaded, console};
 use switchyard_crds::render::{render, visible};
 use switchyard_crds::{Finding, Reason};
 
+use crate::cluster::{Cluster, Scope};
 use crate::output;
 
 /// Says what is wrong with manifests, offline: fields, values, names that lead nowhere, rules that clash.
 #[derive(Debug, clap::Args)]
 #[command(after_help = HELP)]
 pub(crate) struct Check {
-    /// Folders and files; `-` is standard input.
-    #[arg(required = true, value_name = "DIR|FILE|-")]
+    /// Folders and files; `-` is standard input. With --cluster, none: what is in the cluster.
+    #[arg(required_unless_present = "cluster", value_name = "DIR|FILE|-")]
     pub(crate) paths: Vec<PathBuf>,
+    /// Look at the cluster that kubectl uses: at what it holds, or at the files as if they were applied to it.
+    #[arg(long)]
+    pub(crate) cluster: bool,
+    #[command(flatten)]
+    pub(crate) scope: Scope,
     /// How findings are written.
     #[arg(long, value_enum, default_value_t = Output::Text)]
     pub(crate) output: Output,
@@ -50,7 +56,9 @@ Exit status:
 Examples:
   switchyard check examples/canary
   switchyard check --strict --output json rules/ services.yaml
-  kustomize build . | switchyard check -";
+  kustomize build . | switchyard check -
+  kubectl switchyard check --cluster -n shop
+  kubectl switchyard check --cluster -n shop new-rule.yaml";
 
 /// Exit status when something is wrong.
 const FOUND: u8 = 1;
@@ -63,11 +71,13 @@ pub(crate) fn run(check: &Check) -> anyhow::Result<ExitCode> {
         console::say(format_args!("error: {}", visible(why)));
         Ok(ExitCode::from(COULD_NOT_LOOK))
     };
-    let mut loaded = match switchyard_controller::load(&check.paths) {
+    let loaded =
+        if check.cluster { of_cluster(check) } else { switchyard_controller::load(&check.paths).map_err(Into::into) };
+    let mut loaded = match loaded {
         Ok(loaded) => loaded,
-        Err(error) => return could_not_look(&error.to_string()),
+        Err(error) => return could_not_look(&format!("{error:#}")),
     };
-    if loaded.objects == 0 && loaded.findings.is_empty() {
+    if !check.cluster && loaded.objects == 0 && loaded.findings.is_empty() {
         let paths: Vec<_> = check.paths.iter().map(|path| path.display().to_string()).collect();
         return could_not_look(&format!("no manifests in {}", paths.join(", ")));
     }
@@ -79,6 +89,13 @@ pub(crate) fn run(check: &Check) -> anyhow::Result<ExitCode> {
     };
     output::answer(&out)?;
     Ok(if fails(&findings, check.strict) { ExitCode::from(FOUND) } else { ExitCode::SUCCESS })
+}
+
+/// What a cluster holds, and the files beside it.
+fn of_cluster(check: &Check) -> anyhow::Result<Loaded> {
+    let cluster = Cluster::connect()?;
+    let world = cluster.world(&cluster.namespaces(&check.scope)?)?;
+    Ok(switchyard_controller::load_into(world, &check.paths)?)
 }
 
 fn fails(findings: &[Finding], strict: bool) -> bool {

@@ -24,6 +24,7 @@ use switchyard_crds::Severity;
 use switchyard_crds::validate::{entry_left_out, rule_left_out};
 
 use crate::check::count;
+use crate::cluster::{Cluster, Scope};
 use crate::output;
 
 /// The flags of `switchyard explain`.
@@ -33,15 +34,18 @@ Examples:
   switchyard explain --manifests examples/canary http://my-service.shop/
   switchyard explain --manifests examples/canary -H 'x-version: v2' \\
     -X POST 'http://my-service.shop/cart?beta=1'
+  kubectl switchyard explain -n shop -H 'x-version: v2' http://my-service.shop/
 
 Exit status: 0 when the request would be routed, 1 when it would be refused, 2 when that could not be told.")]
 pub(crate) struct Explain {
     /// The request's URL; its host names the Service.
     #[arg(value_name = "URL")]
     url: String,
-    /// The folder of manifests.
+    /// The folder of manifests; without it, the cluster that kubectl uses.
     #[arg(long, value_name = "DIR")]
-    manifests: PathBuf,
+    manifests: Option<PathBuf>,
+    #[command(flatten)]
+    scope: Scope,
     /// A header field of the request.
     #[arg(short = 'H', long = "header", value_name = "NAME: VALUE")]
     headers: Vec<String>,
@@ -121,7 +125,18 @@ struct Offline {
 
 impl Offline {
     fn of(args: &Explain) -> Result<Self> {
-        let Loaded { world, findings, .. } = switchyard_controller::load(std::slice::from_ref(&args.manifests))?;
+        let (world, findings, place) = match &args.manifests {
+            Some(folder) => {
+                let Loaded { world, findings, .. } = switchyard_controller::load(std::slice::from_ref(folder))?;
+                (world, findings, folder.display().to_string())
+            }
+            None => {
+                let cluster = Cluster::connect()?;
+                let namespaces = cluster.namespaces(&args.scope)?;
+                let place = format!("namespace {}", namespaces.iter().cloned().collect::<Vec<_>>().join(", "));
+                (cluster.world(&namespaces)?, Vec::new(), place)
+            }
+        };
         let errors = findings.iter().filter(|f| f.severity == Severity::Error).count();
         if errors > 0 {
             console::say(format_args!(
@@ -142,7 +157,7 @@ impl Offline {
         let default_service = args.default_service.as_ref();
         let table = Table::build(&resources, &Table::default(), &runtime, default_service);
         if table.services().next().is_none() {
-            bail!("there is no Service in {}", args.manifests.display());
+            bail!("there is no Service in {place}");
         }
         if let Some(missing) = default_service.filter(|key| table.service(key).is_none()) {
             console::say(format_args!("note: --default-service {missing}: there is no such Service"));

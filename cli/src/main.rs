@@ -11,6 +11,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Offline validation.
 mod check;
+/// The cluster that kubectl uses.
+mod cluster;
 /// A tour.
 mod demo;
 /// Why a request goes where it goes.
@@ -21,11 +23,13 @@ mod output;
 mod run;
 /// A small service to try things with.
 mod sample;
+/// How things stand in a cluster.
+mod status;
 
 /// Routing, circuit breaking and retries as three small resources.
 ///
 /// Start with `switchyard demo`, which shows a canary, a circuit and retries at work within a minute; then `switchyard run`
-/// with manifests of your own.
+/// with manifests of your own. Installed as `kubectl-switchyard`, it is `kubectl switchyard status` and so on.
 #[derive(Parser, Debug)]
 #[command(name = "switchyard", version, propagate_version = true)]
 struct Args {
@@ -43,6 +47,10 @@ enum Command {
     Check(check::Check),
     /// Say which rule a request would meet, why the others do not match, and where it would go.
     Explain(explain::Explain),
+    /// Say whether rules and policies are in force on every agent of a cluster, and why not.
+    Status(status::Status),
+    /// Say which circuits of a cluster are open, since when and why.
+    Circuits(status::Circuits),
     /// Run a small HTTP service to try things with.
     Sample(sample::Sample),
 }
@@ -53,6 +61,8 @@ fn main() -> ExitCode {
         Command::Demo(demo) => demo::run(&demo),
         Command::Check(check) => check::run(&check),
         Command::Explain(explain) => explain::run(&explain),
+        Command::Status(args) => status::status(&args),
+        Command::Circuits(args) => status::circuits(&args),
         Command::Sample(sample) => sample::run(&sample),
     };
     done.unwrap_or_else(|error| {

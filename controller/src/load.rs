@@ -38,12 +38,20 @@ pub struct Loaded {
 /// # Errors
 /// When a path is not there, a folder has no manifests, or a file that is named, or the standard input, cannot be read.
 pub fn load(paths: &[PathBuf]) -> io::Result<Loaded> {
+    load_into(World::default(), paths)
+}
+
+/// The same, beside objects that are there already, such as a cluster's.
+///
+/// # Errors
+/// As for [`load`].
+pub fn load_into(mut world: World, paths: &[PathBuf]) -> io::Result<Loaded> {
+    let before = world.len();
     let mut named = Named::default();
     for path in paths {
         named.add(path).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
     }
     let mut folder = Folder::new(Path::new(""), BTreeMap::new());
-    let mut world = World::default();
     let mut findings = Vec::new();
     for event in folder.look(Look::Changes { changed: named.files, gone: BTreeSet::new() }, Instant::now()) {
         world.apply(&event);
@@ -54,12 +62,22 @@ pub fn load(paths: &[PathBuf]) -> io::Result<Loaded> {
     let held = folder.held().iter();
     let places: BTreeMap<_, _> = held.filter_map(|(key, held)| Some((key.clone(), held.place.clone()?))).collect();
     let by_name: BTreeMap<_, _> = places.iter().map(|(key, place)| (key.object_name(), place)).collect();
-    findings.extend(compile::all_findings(&world).into_iter().map(|mut finding| {
+    // Of what was there already, nobody has asked.
+    let of_all = compile::all_findings(&world).into_iter();
+    let asked = of_all.filter(|finding| before == 0 || paths.is_empty() || by_name.contains_key(&finding.object));
+    findings.extend(asked.map(|mut finding| {
         finding.place = finding.place.or_else(|| by_name.get(&finding.object).map(|place| (*place).clone()));
         finding
     }));
     findings.sort_by(|a, b| (&a.place, a).cmp(&(&b.place, b)));
-    Ok(Loaded { objects: world.len(), world, findings, files: folder.files(), places, texts: named.texts })
+    Ok(Loaded {
+        objects: if before == 0 || paths.is_empty() { world.len() } else { places.len() },
+        world,
+        findings,
+        files: folder.files(),
+        places,
+        texts: named.texts,
+    })
 }
 
 /// What the paths that are named hold.

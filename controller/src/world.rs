@@ -166,6 +166,15 @@ impl World {
         self.objects.get(key)
     }
 
+    /// Every namespace that a rule is for or sends requests to.
+    pub fn namespaces_named(&self) -> BTreeSet<String> {
+        let named = self.links.keys().filter_map(|link| match link {
+            Link::Rule(key) | Link::Destination(key) => Some(key.namespace.clone()),
+            _ => None,
+        });
+        named.collect()
+    }
+
     /// The rules that name this RetryPolicy.
     pub fn rules_naming<'a>(&'a self, policy: &ObjectKey) -> impl Iterator<Item = &'a RouteRule> + use<'a> {
         self.linked(Link::NamesRetryPolicy(policy.clone())).filter_map(|key| self.route_rule(key))

@@ -26,6 +26,9 @@ use tokio::sync::mpsc;
 use crate::object::{Kind, Object, ObjectKey};
 use crate::source::{Event, Observed, typed};
 
+/// One namespace, read once.
+pub mod once;
+
 /// Batches that may wait for the reader; a watch waits when they are not read.
 const BATCHES: usize = 64;
 
