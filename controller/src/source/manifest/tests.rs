@@ -446,7 +446,7 @@ endpoints: [{addresses: [127.0.0.1], conditions: {ready: ready}}]
                |
             13 | spec: {ports: [http]}
                |                ^^^^
-            error[Invalid]: Service default/v: spec.ports[1].port: 99999999999 is not a number that can be here
+            error[Invalid]: Service default/v: spec.ports[1].port: 99999999999 is too large
               --> a.yaml:18:37
                |
             18 | spec: {ports: [{port: 80.0}, {port: 99999999999}]}
@@ -471,7 +471,7 @@ fn a_list_whose_items_are_none_is_an_error() {
         "apiVersion: v1\nkind: List\nitems: {}\n",
         expect![[r#"
         not whole
-        error[Invalid]: List default/: items: is a mapping, must be a list
+        error[Invalid]: List: items: is a mapping, must be a list
          --> a.yaml:3:8
           |
         3 | items: {}
@@ -482,7 +482,7 @@ fn a_list_whose_items_are_none_is_an_error() {
         "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: List, items: []}\n",
         expect![[r#"
         not whole
-        error[Invalid]: List default/: kind: a list inside of a list is not taken apart: put its items beside the others
+        error[Invalid]: List: kind: a list inside of a list is not taken apart: put its items beside the others
          --> a.yaml:4:26
           |
         4 | - {apiVersion: v1, kind: List, items: []}
