@@ -65,7 +65,9 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let filter = EnvFilter::try_from_env("SWITCHYARD_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
     let colour = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colour).init();
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colour);
+    // That a line cannot be written would be said on the same standard error, and nobody to listen is no reason to panic.
+    lines.log_internal_errors(false).init();
     match serve(arguments, colour) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -154,9 +154,9 @@ fn nobody_to_listen_is_no_reason_to_stop() {
         ("switchyard-agent", [&["--controller", "127.0.0.1:9"], &any[..]].concat()),
     ];
     for (name, args) in commands {
-        let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-        let mut process =
-            std::process::Command::new(binary(name)).args(&args).stdout(full()).stderr(full()).spawn().unwrap();
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let mut command = std::process::Command::new(binary(name));
+        let mut process = command.args(&args).stdout(full).stderr(std::process::Stdio::null()).spawn().unwrap();
         std::thread::sleep(Duration::from_millis(500));
         let ended = process.try_wait().unwrap();
         process.kill().unwrap();
