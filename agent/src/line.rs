@@ -14,7 +14,7 @@ pub struct Line {
     unguarded: AtomicBool,
     /// Only the connection's end says where the reply ends that is being written.
     open_ended: AtomicBool,
-    /// The library has bytes that it has not asked for more behind, so it would not notice that the caller goes away.
+    /// The library has all of a request and bytes behind it. It asks for no more, so it would not notice that the caller goes away.
     unread: AtomicBool,
 }
 

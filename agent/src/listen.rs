@@ -412,7 +412,8 @@ impl Drop for CallerIo {
 impl AsyncRead for CallerIo {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let read = self.poll_bytes(cx, buf);
-        self.line.set_unread(read.is_ready());
+        // What is left of a body is read first, whether or not the caller has gone.
+        self.line.set_unread(read.is_ready() && self.guard.as_ref().is_some_and(Guard::is_behind_a_body));
         read
     }
 }

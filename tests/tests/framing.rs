@@ -374,8 +374,9 @@ async fn a_stream_that_an_instance_resets_without_an_error_is_cut_too() {
         }
     });
     let manifests = Manifests::of_http2(&[("v1", server.address)]);
-    let switchyard = Switchyard::run(manifests.path()).await;
     for http2 in [false, true] {
+        // The instance knows the first stream of a connection only.
+        let switchyard = Switchyard::run(manifests.path()).await;
         let mut connection = match http2 {
             true => Connection::http2(switchyard.http).await.unwrap(),
             false => Connection::http1(switchyard.http).await.unwrap(),

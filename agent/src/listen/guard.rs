@@ -64,6 +64,11 @@ impl Guard {
         self.state == State::Unguarded
     }
 
+    /// Whether what has come ends with a message, or with a part of a head: nothing more of a body is on its way.
+    pub(super) fn is_behind_a_body(&self) -> bool {
+        matches!(self.state, State::Head { .. } | State::Unguarded)
+    }
+
     /// Follows the next bytes. Returns how many of them come before the first line that must not pass, if there is one (none, where
     /// that line has begun before them); after that the guard is of no more use.
     pub(super) fn follow(&mut self, bytes: &[u8]) -> Option<usize> {
