@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -11,6 +11,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use crate::interim::Awaited;
+use crate::message;
 use crate::reply::Relay;
 use crate::retry::replay::Replay;
 
@@ -51,6 +52,14 @@ impl ReplyBody {
     }
 }
 
+/// A frame as it may go on.
+fn passable(mut frame: Frame<Bytes>) -> Result<Frame<Bytes>, BodyError> {
+    match frame.trailers_mut().map(message::prepare_trailers) {
+        Some(false) => Err("the trailers are too long".into()),
+        None | Some(true) => Ok(frame),
+    }
+}
+
 impl Body for RequestBody {
     type Data = Bytes;
     type Error = BodyError;
@@ -58,10 +67,13 @@ impl Body for RequestBody {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
-            Self::Stream(incoming, failed) => Pin::new(incoming).poll_frame(cx).map_err(|error| {
-                failed.set(true);
-                error.into()
-            }),
+            Self::Stream(incoming, failed) => {
+                let frame = ready!(Pin::new(incoming).poll_frame(cx)).map(|frame| passable(frame?));
+                if matches!(frame, Some(Err(_))) {
+                    failed.set(true);
+                }
+                Poll::Ready(frame)
+            }
             Self::Replay(replay) => replay.poll_frame(cx),
             Self::Awaited(awaited) => awaited.poll_frame(cx),
         }

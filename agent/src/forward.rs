@@ -6,11 +6,12 @@
 //! - A kept connection that breaks off before any reply is a failure of its own, [`Failure::Stale`]: whoever asks knows whether the
 //!   request may be sent once more.
 
+use std::io::{self, ErrorKind};
 use std::rc::Rc;
 use std::time::Duration;
 
-use http::header::{COOKIE, HOST};
-use http::{HeaderValue, Request, Response, Uri, Version};
+use http::header::{CONTENT_LENGTH, COOKIE, HOST, TRANSFER_ENCODING};
+use http::{HeaderValue, Method, Request, Response, Uri, Version};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
@@ -19,6 +20,7 @@ use switchyard_proto::v1::Protocol;
 use tokio::net::TcpStream;
 
 use crate::body::RequestBody;
+use crate::message::{MAX_FIELDS, MAX_HEADER_BYTES};
 use crate::table::{Instance, Outcome};
 use crate::worker::Worker;
 
@@ -81,17 +83,21 @@ pub async fn send(
     upgrade: bool,
     connection: Connection,
 ) -> Result<(Response<Incoming>, Lease), Failure> {
-    let http2 = match instance.protocol {
-        Protocol::Http2 => true,
-        Protocol::Unspecified => version == Version::HTTP_2,
-        Protocol::Http1 | Protocol::Tcp => false,
-    };
-    if http2 {
+    if speaks_http2(instance, version) {
         Ok(send_http2(worker, instance, for_http2(request)?).await?)
     } else {
         // A connection that is upgraded never comes back, so none of the kept ones is spent on it.
         let kept = connection == Connection::Kept && !upgrade;
         send_http1(worker, instance, for_http1(request), upgrade, kept).await
+    }
+}
+
+/// Whether an instance is spoken to in HTTP/2 when its caller speaks this version.
+pub fn speaks_http2(instance: &Instance, version: Version) -> bool {
+    match instance.protocol {
+        Protocol::Http2 => true,
+        Protocol::Unspecified => version == Version::HTTP_2,
+        Protocol::Http1 | Protocol::Tcp => false,
     }
 }
 
@@ -113,7 +119,7 @@ async fn send_http1(
             Ok(response) => return Ok((response, worker.pool.lease(id, sender, with_body))),
             Err(mut error) => match error.take_message() {
                 Some(unsent) => request = unsent,
-                None if error.error().is_incomplete_message() => return Err(Failure::Stale),
+                None if broke_off(error.error()) => return Err(Failure::Stale),
                 None => return Err(Outcome::Reset.into()),
             },
         }
@@ -151,6 +157,13 @@ async fn send_http2(
     }
 }
 
+/// Whether the instance closed the connection, in whatever way, before anything came of a reply.
+fn broke_off(error: &hyper::Error) -> bool {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<io::Error>());
+    error.is_incomplete_message()
+        || cause.is_some_and(|cause| matches!(cause.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe))
+}
+
 /// A stream that was refused was not looked at (RFC 9113 section 8.7); any other end of it is a reset.
 fn stream_outcome(error: &hyper::Error) -> Outcome {
     let mut source = std::error::Error::source(error);
@@ -185,8 +198,13 @@ async fn connect(instance: &Instance) -> Result<TokioIo<TcpStream>, Outcome> {
 
 async fn connect_http1(instance: &Instance, upgrade: bool) -> Result<http1::SendRequest<RequestBody>, Outcome> {
     let io = connect(instance).await?;
-    let (sender, connection) =
-        http1::Builder::new().max_buf_size(MAX_BUFFER).handshake(io).await.map_err(|_| Outcome::ConnectFailure)?;
+    let (sender, connection) = http1::Builder::new()
+        .max_headers(MAX_FIELDS)
+        .max_header_size(MAX_HEADER_BYTES)
+        .max_buf_size(MAX_HEADER_BYTES)
+        .handshake(io)
+        .await
+        .map_err(|_| Outcome::ConnectFailure)?;
     // The connection's errors reach whoever waits for the reply.
     tokio::task::spawn_local(async move {
         let _ = if upgrade { connection.with_upgrades().await } else { connection.await };
@@ -194,14 +212,15 @@ async fn connect_http1(instance: &Instance, upgrade: bool) -> Result<http1::Send
     Ok(sender)
 }
 
-/// What may be read ahead of an instance on one connection of HTTP/1; also bounds a reply's head.
-const MAX_BUFFER: usize = 128 * 1024;
+/// What the fields of a reply's head, or of its trailers, may be on HTTP/2; of what is longer the library drops some.
+const MOST_HEADER_LIST: u32 = 4 * MAX_HEADER_BYTES as u32;
 
 async fn connect_http2(instance: &Instance) -> Result<http2::SendRequest<RequestBody>, Outcome> {
     let io = connect(instance).await?;
     let (sender, connection) = http2::Builder::new(LocalExecutor)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(MOST_HEADER_LIST)
         .handshake(io)
         .await
         .map_err(|_| Outcome::ConnectFailure)?;
@@ -214,6 +233,13 @@ async fn connect_http2(instance: &Instance) -> Result<http2::SendRequest<Request
 /// A request for HTTP/1.1: origin form; cookies in one field (RFC 9113 section 8.2.3).
 fn for_http1(mut request: Request<RequestBody>) -> Request<RequestBody> {
     *request.version_mut() = Version::HTTP_11;
+    // hyper takes a GET or a HEAD to have no body, unless it is told how long it is.
+    if (request.method() == Method::GET || request.method() == Method::HEAD)
+        && !request.body().is_end_stream()
+        && !request.headers().contains_key(CONTENT_LENGTH)
+    {
+        request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
     let mut cookies = request.headers().get_all(COOKIE).iter();
     if cookies.next().is_some() && cookies.next().is_some() {
         let all: Vec<&[u8]> = request.headers().get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();

@@ -63,6 +63,12 @@ impl Interim {
         self.waker.wake();
     }
 
+    /// Takes in what is to be written as it is.
+    pub fn say(&self, bytes: &[u8]) {
+        self.waiting().extend_from_slice(bytes);
+        self.any.store(true, Relaxed);
+    }
+
     /// The final reply is there: what waits goes in front of it, or nowhere.
     pub fn settle(&self) {
         if self.any.load(Relaxed) && self.unflushed.load(Relaxed) {

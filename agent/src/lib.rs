@@ -23,6 +23,8 @@ pub mod explain;
 pub mod forward;
 /// Interim replies.
 pub mod interim;
+/// Notes about a caller's connection.
+pub mod line;
 /// Connections from callers.
 pub mod listen;
 /// Where log lines go.

@@ -11,7 +11,6 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -19,16 +18,18 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest, ReadBuf};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
 
 use crate::clock;
 use crate::forward::LocalExecutor;
 use crate::interim::Interim;
+use crate::line::Line;
 use crate::message::{MAX_FIELDS, MAX_HEADER_BYTES};
-use crate::request;
 use crate::worker::{Caller, Worker};
+use crate::{refusal, request};
 
 /// Bytes that the HTTP library should not see.
 mod guard;
@@ -47,8 +48,11 @@ const MOST_STREAMS: u32 = 256;
 const STREAM_WINDOW: u32 = 64 * 1024;
 /// And on the whole connection: all streams together, so that one which is not read never holds up another.
 const CONNECTION_WINDOW: u32 = MOST_STREAMS * STREAM_WINDOW;
-/// What is buffered of a connection of HTTP/1; more than a header may be, so that one which is too large is seen to be.
-const MAX_BUFFER: usize = 2 * MAX_HEADER_BYTES;
+/// What a header may be on HTTP/2 for it to be answered in our words; the library refuses more by itself, and of a connection with one
+/// stream that sends far more it ends all. More than [`MAX_HEADER_BYTES`] is refused there too, and nobody is hurt.
+const MOST_HEADER_LIST: u32 = 4 * MAX_HEADER_BYTES as u32;
+/// What of a reply waits to be sent on one stream of HTTP/2; its caller may not read.
+const MOST_UNSENT: usize = 128 * 1024;
 /// What every connection of HTTP/2 begins with.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -228,15 +232,19 @@ async fn serve(
     };
     let http2 = first == PREFACE;
     let guard = (!http2).then(Guard::default);
-    let (interim, switched) = (Arc::clone(&caller.interim), Arc::clone(&caller.switched));
-    let io = TokioIo::new(CallerIo { first, sent: 0, stream, guard, switched, interim });
+    let (interim, line) = (Arc::clone(&caller.interim), Arc::clone(&caller.line));
+    let (stream, writer) = stream.into_split();
+    let watch = Watch(Some(writer));
+    let io = TokioIo::new(CallerIo { first, sent: 0, stream, guard, state: Reading::On, line, interim });
+    let at_work = Rc::clone(&caller);
     let service = service_fn(move |request| request::handle(Rc::clone(&worker), Rc::clone(&caller), request));
     if http2 {
         let connection = http2::Builder::new(LocalExecutor)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_concurrent_streams(MOST_STREAMS)
-            .max_header_list_size(MAX_HEADER_BYTES as u32)
+            .max_header_list_size(MOST_HEADER_LIST)
+            .max_send_buf_size(MOST_UNSENT)
             .serve_connection(io, service);
         tokio::pin!(connection);
         tokio::select! {
@@ -248,16 +256,55 @@ async fn serve(
         let connection = http1::Builder::new()
             .max_headers(MAX_FIELDS)
             .max_header_size(MAX_HEADER_BYTES)
-            .max_buf_size(MAX_BUFFER)
+            .max_buf_size(MAX_HEADER_BYTES)
             .header_read_timeout(None)
             .serve_connection(io, service)
             .with_upgrades();
         tokio::pin!(connection);
-        tokio::select! {
-            ended = connection.as_mut() => return Ok(ended?),
-            () = closing => connection.as_mut().graceful_shutdown(),
+        let mut hung_up = std::pin::pin!(watch.hung_up());
+        let (mut asked, mut gone) = (false, false);
+        std::future::poll_fn(|cx| {
+            if !asked && closing.as_mut().poll(cx).is_ready() {
+                asked = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
+                return Poll::Ready(ended.map_err(Into::into));
+            }
+            let unread = at_work.line.is_unread();
+            gone = gone || unread && hung_up.as_mut().poll(cx).is_ready();
+            if gone && unread && at_work.is_under_way() {
+                return Poll::Ready(Err("the caller hung up".into()));
+            }
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+/// Sees a caller hang up while the library has bytes of its next request, and so does not look.
+struct Watch(Option<OwnedWriteHalf>);
+
+impl Watch {
+    async fn hung_up(&self) {
+        // What is watched for is that the other end is closed; urgent data does not come.
+        #[cfg(target_os = "linux")]
+        let closed = Interest::PRIORITY;
+        #[cfg(not(target_os = "linux"))]
+        let closed = Interest::ERROR;
+        match &self.0 {
+            Some(stream) => drop(stream.ready(closed).await),
+            None => std::future::pending().await,
         }
-        Ok(connection.await?)
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        // The connection is the library's to close, or goes on as a tunnel.
+        if let Some(stream) = self.0.take() {
+            stream.forget();
+        }
     }
 }
 
@@ -279,46 +326,104 @@ async fn first_bytes(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
 struct CallerIo {
     first: Vec<u8>,
     sent: usize,
-    stream: TcpStream,
+    stream: OwnedReadHalf,
     guard: Option<Guard>,
-    /// Another protocol is spoken from here on.
-    switched: Arc<AtomicBool>,
+    state: Reading,
+    line: Arc<Line>,
     /// Interim replies, which go in front of what the library writes.
     interim: Arc<Interim>,
 }
 
-impl AsyncRead for CallerIo {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = &mut *self;
+/// What becomes of the caller's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reading {
+    /// They are read.
+    On,
+    /// A line came that must not pass. Whatever the library makes of the bytes that it gets instead, none of the caller's come after.
+    Refused,
+    /// The library has refused a request by itself, and its caller is told in our words.
+    Answered,
+}
+
+impl CallerIo {
+    fn poll_bytes(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        if this.sent < this.first.len() {
-            let left = &this.first[this.sent..];
+        if self.sent < self.first.len() {
+            let left = &self.first[self.sent..];
             let now = left.len().min(buf.remaining());
             buf.put_slice(&left[..now]);
-            this.sent += now;
+            self.sent += now;
+        } else if self.state == Reading::Refused {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "what came cannot be read")));
         } else {
-            ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
+            ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
         }
-        if let Some(guard) = &mut this.guard
-            && !this.switched.load(Relaxed)
-        {
-            let new = &mut buf.filled_mut()[before..];
-            if let Some(at) = guard.follow(new) {
-                // The library refuses a NUL wherever a line is, and closes.
-                new[at] = 0;
-                this.guard = None;
+        if self.state == Reading::Refused {
+            return Poll::Ready(Ok(()));
+        }
+        let Some(guard) = &mut self.guard else { return Poll::Ready(Ok(())) };
+        if let Some(good) = guard.follow(&buf.filled()[before..]) {
+            buf.set_filled(before + good);
+            (self.first, self.sent, self.state) = (guard::POISON.to_vec(), 0, Reading::Refused);
+            if good == 0 {
+                return self.poll_bytes(cx, buf);
             }
+        } else if guard.is_done() {
+            self.line.leave_unguarded();
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// What the library writes while there is no request is its own refusal, which says nothing but a status: it is said as all
+    /// refusals are. Ready when that is done; `Ready(None)` where there is nothing to do.
+    fn poll_refusal(&mut self, head: &[u8], cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        if !self.line.is_quiet() || self.guard.is_none() {
+            return Poll::Ready(Ok(false));
+        }
+        if self.state != Reading::Answered {
+            let Some(reply) = refusal::in_place_of(head) else { return Poll::Ready(Ok(false)) };
+            self.state = Reading::Answered;
+            self.interim.say(&reply);
+        }
+        ready!(self.interim.poll_write(&mut Writer(self.stream.as_ref()), cx))?;
+        Poll::Ready(Ok(true))
+    }
+
+    /// Sees to what goes in front of what the library writes. True when that is not to be written.
+    fn poll_before(&mut self, head: &[u8], cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        ready!(self.interim.poll_write(&mut Writer(self.stream.as_ref()), cx))?;
+        if ready!(self.poll_refusal(head, cx))? {
+            return Poll::Ready(Ok(true));
+        }
+        self.interim.flushed(false);
+        Poll::Ready(Ok(false))
+    }
+}
+
+impl Drop for CallerIo {
+    fn drop(&mut self) {
+        if self.line.is_open_ended() {
+            // The caller takes the end of the connection for the reply's end; a reset it does not.
+            let _ = self.stream.as_ref().set_zero_linger();
+        }
+    }
+}
+
+impl AsyncRead for CallerIo {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let read = self.poll_bytes(cx, buf);
+        // What is left of a body is read first, whether or not the caller has gone.
+        self.line.set_unread(read.is_ready() && self.guard.as_ref().is_some_and(Guard::is_behind_a_body));
+        read
     }
 }
 
 impl AsyncWrite for CallerIo {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let this = &mut *self;
-        ready!(this.interim.poll_write(&mut this.stream, cx))?;
-        this.interim.flushed(false);
-        Pin::new(&mut this.stream).poll_write(cx, buf)
+        if ready!(self.poll_before(buf, cx))? {
+            return Poll::Ready(Ok(buf.len()));
+        }
+        Pin::new(&mut Writer(self.stream.as_ref())).poll_write(cx, buf)
     }
 
     fn poll_write_vectored(
@@ -326,26 +431,67 @@ impl AsyncWrite for CallerIo {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let this = &mut *self;
-        ready!(this.interim.poll_write(&mut this.stream, cx))?;
-        this.interim.flushed(false);
-        Pin::new(&mut this.stream).poll_write_vectored(cx, bufs)
+        if ready!(self.poll_before(bufs.first().map_or(&[], |buf| buf), cx))? {
+            return Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()));
+        }
+        Pin::new(&mut Writer(self.stream.as_ref())).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        true
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // The library asks for this when it has written all it had.
         let this = &mut *self;
+        this.line.flushed();
         this.interim.flushed(true);
         this.interim.wake(cx);
-        ready!(this.interim.poll_write(&mut this.stream, cx))?;
-        Pin::new(&mut this.stream).poll_flush(cx)
+        this.interim.poll_write(&mut Writer(this.stream.as_ref()), cx)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(socket2::SockRef::from(self.stream.as_ref()).shutdown(std::net::Shutdown::Write))
+    }
+}
+
+/// Writes to a connection of which the other half is held.
+struct Writer<'a>(&'a TcpStream);
+
+impl Writer<'_> {
+    fn poll(
+        &self,
+        cx: &mut Context<'_>,
+        mut write: impl FnMut(&TcpStream) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.0.poll_write_ready(cx))?;
+            match write(self.0) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                written => return Poll::Ready(written),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Writer<'_> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll(cx, |stream| stream.try_write(buf))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.poll(cx, |stream| stream.try_write_vectored(bufs))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 }

@@ -4,12 +4,15 @@
 //! Keeps true: whatever reaches an instance is exactly one request. hyper refuses what it cannot read; what it does let
 //! through and two parsers could read differently is refused here. One pass over the fields does all of it.
 
+use std::net::Ipv6Addr;
+
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, HOST, HeaderName, HeaderValue, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, HeaderName, HeaderValue, MAX_FORWARDS, TE,
+    TRANSFER_ENCODING, UPGRADE,
 };
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderMap, Method, Uri, Version};
+use http::{HeaderMap, Method, Response, StatusCode, Uri, Version};
 
 use crate::refusal::{Reason, Refusal};
 
@@ -47,10 +50,12 @@ pub fn prepare(parts: &mut Parts) -> Result<Facts, Refusal> {
         return Err(Refusal::new(Reason::NotSupported, "CONNECT is not done here"));
     }
     let mut facts = Facts::default();
-    let mut count = 0;
-    let mut hop_by_hop = false;
+    let (mut count, mut bytes, mut lengths) = (0, 0, 0);
+    let (mut hop_by_hop, mut max_forwards) = (false, false);
     for (name, value) in &parts.headers {
         count += 1;
+        // As a line of HTTP/1 it would be as long as this.
+        bytes += name.as_str().len() + value.len() + ": \r\n".len();
         match name.as_str() {
             "connection" | "te" | "keep-alive" | "proxy-connection" | "transfer-encoding" | "upgrade"
             | "http2-settings" => {
@@ -59,21 +64,64 @@ pub fn prepare(parts: &mut Parts) -> Result<Facts, Refusal> {
             "grpc-timeout" | "x-request-timeout" => facts.has_deadline = true,
             "x-switchyard-attempt" => facts.already_retried = true,
             "expect" => facts.expects_continue = value.as_bytes().eq_ignore_ascii_case(b"100-continue"),
-            "content-type" => facts.grpc = value.as_bytes().starts_with(b"application/grpc"),
+            "content-type" => facts.grpc = names_grpc(value),
+            "content-length" => lengths += 1,
+            "max-forwards" => max_forwards = true,
             _ => {}
         }
     }
-    if count > MAX_FIELDS {
-        return Err(Refusal::new(
-            Reason::HeadersTooLarge,
-            format!("{count} header fields, and {MAX_FIELDS} are allowed"),
-        ));
+    if count > MAX_FIELDS || bytes > MAX_HEADER_BYTES {
+        let detail =
+            format!("{count} header fields of {bytes} bytes, and {MAX_FIELDS} of {MAX_HEADER_BYTES} bytes are allowed");
+        return Err(Refusal::new(Reason::HeadersTooLarge, detail));
+    }
+    // On HTTP/1 the library has made one of two that are equal; on HTTP/2 it looks at the first.
+    if lengths > 1 {
+        return Err(Refusal::new(Reason::BadRequest, "more than one Content-Length"));
     }
     host(parts)?;
+    if max_forwards && (parts.method == Method::OPTIONS || parts.method == Method::TRACE) {
+        one_hop_fewer(&mut parts.headers)?;
+    }
+    if facts.expects_continue && parts.version == Version::HTTP_10 {
+        // From HTTP/1.0 it means nothing (RFC 9110 section 10.1.1), and an instance must not think that it does.
+        facts.expects_continue = false;
+        parts.headers.remove(EXPECT);
+    }
     if hop_by_hop {
         facts.upgrade = request_hop_by_hop(&mut parts.headers, parts.version)?;
     }
     Ok(facts)
+}
+
+/// Whether a message is of gRPC, by its Content-Type: `application/grpc`, with `+proto` or the like; not gRPC-Web, which is plain HTTP.
+pub fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(names_grpc)
+}
+
+fn names_grpc(value: &HeaderValue) -> bool {
+    const GRPC: &[u8] = b"application/grpc";
+    let value = value.as_bytes();
+    let rest = value.get(GRPC.len()..);
+    rest.is_some_and(|rest| {
+        value[..GRPC.len()].eq_ignore_ascii_case(GRPC)
+            && matches!(rest.first(), None | Some(b'+' | b';' | b' ' | b'\t'))
+    })
+}
+
+/// Counts the request's way down (RFC 9110 section 7.6.2).
+fn one_hop_fewer(headers: &mut HeaderMap) -> Result<(), Refusal> {
+    let left = headers.get(MAX_FORWARDS).and_then(|value| value.to_str().ok()?.parse::<u32>().ok());
+    match left.map(|left| left.checked_sub(1)) {
+        // What is no number says nothing.
+        None => {}
+        Some(Some(left)) => drop(headers.insert(MAX_FORWARDS, HeaderValue::from(left))),
+        Some(None) => {
+            let detail = "Max-Forwards is used up, and an agent has nothing to say to this method itself";
+            return Err(Refusal::new(Reason::NotSupported, detail));
+        }
+    }
+    Ok(())
 }
 
 /// Settles whom the request is for (RFC 9112 section 3.2, RFC 9113 section 8.3.1): one Host, well-formed, the same as in the target.
@@ -104,15 +152,26 @@ fn host(parts: &mut Parts) -> Result<(), Refusal> {
                 return bad("the target is not one that can be asked for here");
             }
             match field {
-                Some(field) if !same_host(authority, field) => return bad("Host and the target differ"),
+                Some(field) if !same_host(authority, field, parts.uri.scheme()) => {
+                    return bad("Host and the target differ");
+                }
                 Some(_) => {}
                 None => {
                     let Ok(value) = HeaderValue::from_str(authority.as_str()) else { return bad("the target is odd") };
                     parts.headers.insert(HOST, value);
                 }
             }
-            let path = parts.uri.path_and_query().cloned();
-            let path = path.unwrap_or_else(|| PathAndQuery::from_static("/"));
+            let path = match parts.uri.path_and_query() {
+                None => PathAndQuery::from_static("/"),
+                // HTTP/2 says the path by itself, and it must be one; an absolute target may leave out that it is `/`.
+                Some(query) if query.as_str().starts_with('?') => {
+                    match PathAndQuery::try_from(format!("/{}", query.as_str())) {
+                        Ok(path) if parts.version < Version::HTTP_2 => path,
+                        _ => return bad("the target is not a path"),
+                    }
+                }
+                Some(path) => path.clone(),
+            };
             parts.uri = Uri::from(path);
         }
     }
@@ -123,29 +182,56 @@ fn host(parts: &mut Parts) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// `name`, `name:port` or `[v6]:port`, of characters that RFC 3986 allows in a registered name, and nothing else.
+/// A name or an address with or without a port, as RFC 3986 section 3.2 has it; commas, which would make a list of it, have no place.
 fn is_host(host: &[u8]) -> bool {
-    let name_end = match host.first() {
+    let end = match host.first() {
         Some(b'[') => host.iter().position(|b| *b == b']').map_or(0, |at| at + 1),
         _ => host.iter().position(|b| *b == b':').unwrap_or(host.len()),
     };
-    let (name, port) = host.split_at(name_end);
-    let plain = |b: &u8| b.is_ascii_alphanumeric() || b"-._~!$&'()*+;=%[:]".contains(b);
-    let port_is_one = match port.split_first() {
-        None => true,
-        Some((b':', digits)) => digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit),
-        Some(_) => false,
+    let (name, port) = host.split_at(end);
+    let name_is_one = match name {
+        [b'[', address @ .., b']'] => {
+            std::str::from_utf8(address).is_ok_and(|address| address.parse::<Ipv6Addr>().is_ok())
+        }
+        name => is_registered_name(name),
     };
-    // A registered name has no colon and no bracket; only an address in brackets has.
-    let inner = if name.first() == Some(&b'[') { &name[1..name.len() - 1] } else { name };
-    let bracketed = inner.len() != name.len();
-    let letters_fit = inner.iter().all(|b| plain(b) && *b != b'[' && *b != b']' && (bracketed || *b != b':'));
-    !name.is_empty() && letters_fit && port_is_one
+    name_is_one
+        && match port.split_first() {
+            None => true,
+            Some((b':', digits)) => {
+                let number = digits.iter().try_fold(0u32, |n, b| {
+                    b.is_ascii_digit().then(|| n.saturating_mul(10).saturating_add(u32::from(b - b'0')))
+                });
+                digits.len() <= 5 && number.is_some_and(|n| n <= u32::from(u16::MAX))
+            }
+            Some(_) => false,
+        }
 }
 
-/// Whether Host says the same as the target's authority, whose default port may be left out.
-fn same_host(authority: &Authority, field: &HeaderValue) -> bool {
-    let strip = |text: &str| text.strip_suffix(":80").unwrap_or(text).to_ascii_lowercase();
+/// Whether it is of the characters that a registered name may have; what is percent-encoded may be no control character.
+fn is_registered_name(name: &[u8]) -> bool {
+    let mut rest = name;
+    while let Some((byte, after)) = rest.split_first() {
+        rest = match (byte, after) {
+            (b'%', [high @ (b'2'..=b'9' | b'a'..=b'f' | b'A'..=b'F'), low, after @ ..])
+                if low.is_ascii_hexdigit() && !(*high == b'7' && low.eq_ignore_ascii_case(&b'f')) =>
+            {
+                after
+            }
+            (byte, after) if byte.is_ascii_alphanumeric() || b"-._~!$&'()*+;=".contains(byte) => after,
+            _ => return false,
+        };
+    }
+    !name.is_empty()
+}
+
+/// Whether Host says the same as the target's authority; the scheme's own port may be left out.
+fn same_host(authority: &Authority, field: &HeaderValue, scheme: Option<&Scheme>) -> bool {
+    let default = if scheme == Some(&Scheme::HTTPS) { ":443" } else { ":80" };
+    let strip = |text: &str| {
+        let name = text.strip_suffix(default).or_else(|| text.strip_suffix(':')).unwrap_or(text);
+        name.to_ascii_lowercase()
+    };
     field.to_str().is_ok_and(|field| strip(field) == strip(authority.as_str()))
 }
 
@@ -165,15 +251,15 @@ fn request_hop_by_hop(headers: &mut HeaderMap, version: Version) -> Result<bool,
     }
     // An upgrade to HTTP/2 (which RFC 9113 has withdrawn) would carry requests past every rule: it is not passed on, and the
     // request goes on as HTTP/1.1, as its caller must expect.
-    let to_http2 = headers.get_all(UPGRADE).iter().any(|value| has_token(value, "h2c"));
+    let to_http2 = headers.get_all(UPGRADE).iter().any(|value| has_token(value.as_bytes(), "h2c"));
     let asked = version == Version::HTTP_11 && headers.contains_key(UPGRADE) && nominates(headers, "upgrade");
     let upgrade = asked && !to_http2;
     for name in nominated(headers) {
         match name.as_str() {
             "close" | "keep-alive" | "upgrade" | "te" | "http2-settings" | "proxy-connection" | "transfer-encoding" => {
             }
-            // Without these the instance would read another request than we did.
-            "host" | "content-length" | "content-type" | "expect" | "trailer" => {
+            // Without these the instance would read another request than we did, or one from somebody else.
+            _ if belongs_to_the_message(&name) => {
                 return bad("Connection nominates a field that says what the message is");
             }
             _ => {
@@ -181,7 +267,7 @@ fn request_hop_by_hop(headers: &mut HeaderMap, version: Version) -> Result<bool,
             }
         }
     }
-    let trailers = headers.get_all(TE).iter().any(|v| has_token(v, "trailers"));
+    let trailers = headers.get_all(TE).iter().any(|v| has_token(v.as_bytes(), "trailers"));
     let wanted = headers.get(UPGRADE).cloned();
     remove_hop_by_hop(headers);
     if trailers {
@@ -194,22 +280,97 @@ fn request_hop_by_hop(headers: &mut HeaderMap, version: Version) -> Result<bool,
     Ok(upgrade)
 }
 
-/// Takes out of a reply what its instance said to us alone. A switch of protocols keeps what the caller must see.
-pub fn prepare_reply(headers: &mut HeaderMap, switching: bool) {
-    if !headers.keys().any(is_hop_by_hop) {
-        return;
-    }
-    let wanted = headers.get(UPGRADE).cloned();
-    for name in nominated(headers) {
-        if name != CONTENT_LENGTH && name != TRAILER {
-            headers.remove(&name);
+/// Takes out of a reply's head what its instance said to us alone, and settles how long the reply is (RFC 9112 section 6.3). A switch
+/// of protocols keeps what the caller must see. False when the reply could be read in more than one way.
+#[must_use]
+pub fn prepare_reply<B>(reply: &mut Response<B>) -> bool {
+    // Which version the instance speaks is between it and us; hyper falls back to HTTP/1.0 for a caller who speaks that.
+    *reply.version_mut() = Version::HTTP_11;
+    let status = reply.status();
+    let headers = reply.headers_mut();
+    let (mut hop_by_hop, mut codings, mut lengths) = (false, 0, 0);
+    for (name, value) in &*headers {
+        match name.as_str() {
+            "content-length" => lengths += 1,
+            "transfer-encoding" => {
+                // Any other coding is for this connection only, and would have to be undone.
+                if !value.as_bytes().eq_ignore_ascii_case(b"chunked") {
+                    return false;
+                }
+                codings += 1;
+            }
+            "connection" | "te" | "keep-alive" | "proxy-connection" | "upgrade" => hop_by_hop = true,
+            _ => {}
         }
     }
-    remove_hop_by_hop(headers);
-    if switching && let Some(wanted) = wanted {
-        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-        headers.insert(UPGRADE, wanted);
+    if codings > 1 {
+        return false;
     }
+    if lengths > 0 {
+        if codings > 0 || status.is_informational() || status == StatusCode::NO_CONTENT {
+            headers.remove(CONTENT_LENGTH);
+        } else if !one_length(headers, lengths) {
+            return false;
+        }
+    }
+    if hop_by_hop || codings > 0 {
+        let switched = (status == StatusCode::SWITCHING_PROTOCOLS).then(|| headers.get(UPGRADE).cloned()).flatten();
+        for name in nominated(headers) {
+            if !belongs_to_the_message(&name) {
+                headers.remove(&name);
+            }
+        }
+        remove_hop_by_hop(headers);
+        if let Some(to) = switched {
+            headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+            headers.insert(UPGRADE, to);
+        }
+    }
+    true
+}
+
+/// Makes one Content-Length of several that are equal. False when they differ, or one is no number.
+fn one_length(headers: &mut HeaderMap, fields: usize) -> bool {
+    let mut numbers = headers.get_all(CONTENT_LENGTH).iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
+    let first = numbers.next().unwrap_or_default();
+    let (mut several, trimmed) = (fields > 1, first.trim_ascii());
+    if trimmed.is_empty() || !trimmed.iter().all(u8::is_ascii_digit) {
+        return false;
+    }
+    for number in numbers {
+        several = true;
+        if number.trim_ascii() != trimmed {
+            return false;
+        }
+    }
+    if several {
+        let Ok(value) = HeaderValue::from_bytes(trimmed) else { return false };
+        headers.insert(CONTENT_LENGTH, value);
+    }
+    true
+}
+
+/// Takes out of trailers what belongs to one connection, or into a head (RFC 9110 section 6.5.1). False when they are longer than a
+/// header may be, which an instance of HTTP/1 would not take.
+#[must_use]
+pub fn prepare_trailers(trailers: &mut HeaderMap) -> bool {
+    let misplaced = |name: &HeaderName| match name.as_str() {
+        "content-length" | "content-type" | "content-encoding" | "content-range" | "cache-control" => true,
+        "host" | "expect" | "max-forwards" | "authorization" | "cookie" | "set-cookie" => true,
+        "trailer" | "http2-settings" => true,
+        _ => is_hop_by_hop(name),
+    };
+    // Hardly ever is there one.
+    while let Some(name) = trailers.keys().find(|name| misplaced(name)).cloned() {
+        trailers.remove(name);
+    }
+    trailers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>() <= MAX_HEADER_BYTES
+}
+
+/// Whether a field says what the message is, whom it is for or whom it is from: it goes wherever the message does.
+fn belongs_to_the_message(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    name.starts_with("content-") || ["host", "expect", "trailer", "authorization", "cookie"].contains(&name)
 }
 
 /// Whether a field is for one connection only, whatever Connection says.
@@ -230,11 +391,12 @@ fn nominated(headers: &HeaderMap) -> Vec<HeaderName> {
 }
 
 fn nominates(headers: &HeaderMap, token: &str) -> bool {
-    headers.get_all(CONNECTION).iter().any(|value| has_token(value, token))
+    headers.get_all(CONNECTION).iter().any(|value| has_token(value.as_bytes(), token))
 }
 
-fn has_token(value: &HeaderValue, token: &str) -> bool {
-    let mut tokens = value.as_bytes().split(|b| *b == b',');
+/// Whether a list has this member.
+pub fn has_token(value: &[u8], token: &str) -> bool {
+    let mut tokens = value.split(|b| *b == b',');
     tokens.any(|part| {
         let part = part.split(|b| *b == b';').next().unwrap_or_default();
         part.trim_ascii().eq_ignore_ascii_case(token.as_bytes())
@@ -260,12 +422,13 @@ mod tests {
 
     #[test]
     fn one_host_and_only_one_is_asked_for() {
-        for good in ["a", "a:80", "a.b-c_d:8080", "127.0.0.1", "[::1]", "[::1]:80", "a:"] {
+        for good in ["a", "a:80", "a.b-c_d:8080", "127.0.0.1", "[::1]", "[::1]:80", "a:", "a%20b", "a:65535"] {
             assert_eq!(reason("GET", "/", &[("host", good)]), None, "{good}");
         }
-        for odd in
-            ["", "a b", "a,b", "u@a", "a/b", "a:80:80", "a:x", "[::1", "[::1]x", "a:123456", "a?b", "a#b", "a\\b"]
-        {
+        for odd in [
+            "", "a b", "a,b", "u@a", "a/b", "a:80:80", "a:x", "[::1", "[::1]x", "a:123456", "a?b", "a#b", "a\\b", "[]",
+            "[zz]", "[::::]", "%", "a%zz", "%0d%0a", "a%7f", "a:65536", "[]:80",
+        ] {
             assert_eq!(reason("GET", "/", &[("host", odd)]), Some(Reason::BadRequest), "{odd}");
         }
         assert_eq!(reason("GET", "/", &[]), Some(Reason::BadRequest));
@@ -286,6 +449,41 @@ mod tests {
         let mut parts = parts("GET", "http://a", &[]);
         prepare(&mut parts).unwrap();
         assert_eq!((parts.uri.path(), parts.headers[HOST].to_str().unwrap()), ("/", "a"));
+    }
+
+    #[test]
+    fn grpc_is_what_says_so_and_grpc_web_does_not() {
+        for (kind, is) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("application/grpc;charset=utf-8", true),
+            ("Application/GRPC", true),
+            ("application/grpc-web", false),
+            ("application/grpc-web+proto", false),
+            ("application/grpcx", false),
+            ("application/json", false),
+        ] {
+            let mut parts = parts("POST", "/", &[("host", "a"), ("content-type", kind)]);
+            assert_eq!((prepare(&mut parts).unwrap().grpc, is_grpc(&parts.headers)), (is, is), "{kind}");
+        }
+    }
+
+    #[test]
+    fn a_path_of_http2_is_one_by_itself() {
+        for (uri, good) in [("http://a/?x", true), ("http://a?x", false)] {
+            let mut parts = parts("GET", uri, &[]);
+            parts.version = Version::HTTP_2;
+            assert_eq!(prepare(&mut parts).is_ok(), good, "{uri}");
+        }
+    }
+
+    #[test]
+    fn max_forwards_counts_the_agents_on_the_way() {
+        let mut options = parts("OPTIONS", "/", &[("host", "a"), ("max-forwards", "3")]);
+        prepare(&mut options).unwrap();
+        assert_eq!(options.headers[MAX_FORWARDS], "2");
+        assert_eq!(reason("TRACE", "/", &[("host", "a"), ("max-forwards", "0")]), Some(Reason::NotSupported));
+        assert_eq!(reason("GET", "/", &[("host", "a"), ("max-forwards", "0")]), None);
     }
 
     #[test]
@@ -320,7 +518,7 @@ mod tests {
         let names: Vec<_> = parts.headers.keys().map(HeaderName::as_str).collect();
         assert_eq!(names.len(), 3, "{names:?}");
         assert_eq!(parts.headers[TE], "trailers");
-        for field in ["host", "content-length", "Content-Type"] {
+        for field in ["host", "content-length", "Content-Type", "content-encoding", "Cookie", "authorization"] {
             assert_eq!(
                 reason("GET", "/", &[("host", "a"), ("connection", field)]),
                 Some(Reason::BadRequest),

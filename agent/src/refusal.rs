@@ -10,6 +10,7 @@ use http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 
 use crate::body::ReplyBody;
+use crate::message::{MAX_FIELDS, MAX_HEADER_BYTES};
 
 /// The header field that says that, and why, the agent made the reply.
 pub const REASON: HeaderName = HeaderName::from_static("x-switchyard-reason");
@@ -89,6 +90,27 @@ impl Reason {
     }
 }
 
+/// Our words for a refusal that the HTTP library writes by itself, which is a head of HTTP/1.1 with a status and no reason.
+pub fn in_place_of(head: &[u8]) -> Option<Vec<u8>> {
+    let rest = head.strip_prefix(b"HTTP/1.1 4")?;
+    let line_end = rest.windows(2).position(|two| two == b"\r\n")?;
+    let status = std::str::from_utf8(&rest[..line_end]).ok()?;
+    let (reason, detail) = match status.get(..2)? {
+        "31" => (
+            Reason::HeadersTooLarge,
+            format!("more than {MAX_FIELDS} header fields or {MAX_HEADER_BYTES} bytes of header"),
+        ),
+        "14" => (Reason::BadRequest, "the target is too long".to_owned()),
+        _ => (Reason::BadRequest, "the request cannot be read, or not in one way only".to_owned()),
+    };
+    let (word, length) = (reason.word(), detail.len() + 1);
+    let text = format!(
+        "HTTP/1.1 4{status}\r\ncontent-type: text/plain; charset=utf-8\r\n{REASON}: {word}\r\ncontent-length: {length}\r\n\
+         connection: close\r\n\r\n{detail}\n"
+    );
+    Some(text.into_bytes())
+}
+
 /// A request that an instance will not answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
@@ -136,8 +158,8 @@ impl Refusal {
     }
 
     /// The same, and the connection closes after it: nobody can be sure where the next request begins.
-    pub fn reply_and_close(&self) -> Response<ReplyBody> {
-        let mut reply = self.reply(false);
+    pub fn reply_and_close(&self, grpc: bool) -> Response<ReplyBody> {
+        let mut reply = self.reply(grpc);
         reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         reply
     }

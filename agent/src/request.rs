@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::header::HOST;
+use http::header::{CONNECTION, HOST};
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Version};
 use http_body::Body;
@@ -53,9 +53,15 @@ pub async fn handle(
         Ok(facts) => facts,
         Err(refusal) => {
             exchange.refused(refusal.reason);
-            return Ok(if parts.version < Version::HTTP_2 { refusal.reply_and_close() } else { refusal.reply(false) });
+            let grpc = message::is_grpc(&parts.headers);
+            return Ok(if parts.version < Version::HTTP_2 {
+                refusal.reply_and_close(grpc)
+            } else {
+                refusal.reply(grpc)
+            });
         }
     };
+    let version = parts.version;
     let on_upgrade = parts.extensions.remove::<OnUpgrade>();
     let interim = (parts.version == Version::HTTP_11).then(|| Arc::clone(&caller.interim));
     let served = serve(&worker, &table, &mut exchange, parts, body, facts, interim).await;
@@ -63,19 +69,22 @@ pub async fn handle(
     match served {
         Ok(mut reply) => {
             exchange.status(reply.head.status.as_u16());
-            let switching = reply.head.status == StatusCode::SWITCHING_PROTOCOLS;
-            message::prepare_reply(&mut reply.head.headers, switching);
-            if switching {
+            if reply.head.status == StatusCode::SWITCHING_PROTOCOLS {
                 return Ok(tunnel::open(&worker, caller, on_upgrade, reply.head, exchange));
+            }
+            if version == Version::HTTP_10 {
+                reply.relay.ends_with(&caller);
+            }
+            if caller.line.is_unguarded() {
+                reply.head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
             }
             reply.relay.ends(exchange);
             Ok(Response::from_parts(reply.head, ReplyBody::Relay(reply.relay)))
         }
         Err(refusal) => {
-            let reply = refusal.reply(facts.grpc);
             exchange.refused(refusal.reason);
             exchange.status(refusal.status().as_u16());
-            Ok(reply)
+            Ok(if caller.line.is_unguarded() { refusal.reply_and_close(facts.grpc) } else { refusal.reply(facts.grpc) })
         }
     }
 }
@@ -192,7 +201,9 @@ async fn attempt(
     let last = !again && policy.is_none_or(|p| retries >= p.max_retries);
     let deadline = call.try_deadline(policy);
     let version = call.parts.version;
-    let (upgrade, expects) = (call.facts.upgrade, call.facts.expects_continue);
+    // The library does not tell of a 100 on HTTP/2, so nobody waits for one there.
+    let expects = call.facts.expects_continue && !forward::speaks_http2(table.instance(at), version);
+    let upgrade = call.facts.upgrade;
     let sent = {
         // Pinned where it is: it is large, and would be copied whenever it is passed on.
         let mut sending = std::pin::pin!(async {
@@ -216,6 +227,11 @@ async fn attempt(
             None => sending.await,
         }
     };
+    let sent = sent.and_then(|(mut response, lease)| match message::prepare_reply(&mut response) {
+        true => Ok((response, lease)),
+        // As much as no reply: nobody can say where it ends.
+        false => Err(Outcome::Reset),
+    });
     let (response, lease) = match sent {
         Ok(sent) => sent,
         Err(outcome) => {

@@ -2,7 +2,6 @@
 //! WebSocket, is none of the agent's business.
 
 use std::rc::Rc;
-use std::sync::atomic::Ordering::Relaxed;
 
 use http::{Response, StatusCode};
 use hyper::upgrade::OnUpgrade;
@@ -28,9 +27,8 @@ pub fn open(
         exchange.refused(Reason::UpstreamReset);
         exchange.status(StatusCode::BAD_GATEWAY.as_u16());
         let detail = "the instance switched protocols, and nobody had asked it to";
-        return Refusal::new(Reason::UpstreamReset, detail).reply(false);
+        return Refusal::new(Reason::UpstreamReset, detail).reply_and_close(false);
     };
-    connection.switched.store(true, Relaxed);
     let worker = Rc::clone(worker);
     tokio::task::spawn_local(async move {
         worker.requests_under_way(1);

@@ -5,7 +5,6 @@ use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Cache};
@@ -15,6 +14,7 @@ use rand::{Rng, SeedableRng};
 use crate::admit::window::Millis;
 use crate::forward::pool::Pool;
 use crate::interim::Interim;
+use crate::line::Line;
 use crate::record::metrics::Retries;
 use crate::runtime::Runtime;
 use crate::table::Table;
@@ -117,8 +117,8 @@ pub struct Caller {
     pub address: SocketAddr,
     /// Interim replies for it, which HTTP/1.1 takes.
     pub interim: Arc<Interim>,
-    /// Another protocol than HTTP is spoken on it now.
-    pub switched: Arc<AtomicBool>,
+    /// What is known of it.
+    pub line: Arc<Line>,
     under_way: Cell<u32>,
     idle_since: Cell<Instant>,
 }
@@ -129,7 +129,7 @@ impl Caller {
         Self {
             address,
             interim: Arc::default(),
-            switched: Arc::default(),
+            line: Arc::default(),
             under_way: Cell::new(0),
             idle_since: Cell::new(now),
         }
@@ -138,12 +138,21 @@ impl Caller {
     /// A request begins.
     pub fn begin(&self) {
         self.under_way.set(self.under_way.get() + 1);
+        self.line.begin();
     }
 
     /// A request has ended.
     pub fn end(&self, now: Instant) {
         self.under_way.set(self.under_way.get().saturating_sub(1));
+        if self.under_way.get() == 0 {
+            self.line.end();
+        }
         self.idle_since.set(now);
+    }
+
+    /// Whether a request is under way.
+    pub fn is_under_way(&self) -> bool {
+        self.under_way.get() > 0
     }
 
     /// How long no request has been under way; `None` while one is.

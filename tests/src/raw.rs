@@ -66,6 +66,18 @@ impl Wire {
         text(std::mem::take(&mut self.read))
     }
 
+    /// Everything until the connection ends, and whether it was reset.
+    pub async fn ending(&mut self) -> (String, bool) {
+        let ended = loop {
+            match in_time("bytes from the peer", self.stream.read_buf(&mut self.read)).await {
+                Ok(0) => break Ok(()),
+                Ok(_) => {}
+                Err(error) => break Err(error),
+            }
+        };
+        (text(std::mem::take(&mut self.read)), ended.is_err())
+    }
+
     /// Waits until the peer has closed, and keeps what came before.
     pub async fn closed(&mut self) {
         while self.more().await > 0 {}

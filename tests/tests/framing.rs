@@ -5,7 +5,8 @@
 
 use std::time::Duration;
 
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
 use switchyard_tests::client::{Connection, empty, full, get_request, request};
 use switchyard_tests::in_time;
 use switchyard_tests::manifests::{HOST, Manifests};
@@ -25,7 +26,7 @@ const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nhost: my-service.shop\r\n\r\n"
 /// What the table below expects of a request.
 #[derive(Debug, PartialEq, Eq)]
 enum Fate {
-    /// It is answered 4xx or 5xx, the connection closes, and nothing reaches the instance.
+    /// It is answered 4xx or 5xx with a reason, the connection closes, and nothing reaches the instance.
     Refused,
     /// It reaches the instance as this one request: `METHOD target`, and the body. What came behind it does not.
     Arrives(&'static str, &'static str),
@@ -39,6 +40,31 @@ const TABLE: &[(&str, &str, Fate)] = &[
     ("with a length", "POST /x HTTP/1.1\r\nhost: {host}\r\ncontent-length: 3\r\n\r\nabc", Arrives("POST /x", "abc")),
     ("chunked", "POST /x HTTP/1.1\r\nhost: {host}\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", Arrives("POST /x", "abc")),
     ("chunked in capitals", "POST /x HTTP/1.1\r\nhost: {host}\r\nTransfer-Encoding: Chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", Arrives("POST /x", "abc")),
+    ("a GET with a body", "GET /x HTTP/1.1\r\nhost: {host}\r\ncontent-length: 3\r\n\r\nabc", Arrives("GET /x", "abc")),
+    ("a GET in chunks", "GET /x HTTP/1.1\r\nhost: {host}\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", Arrives("GET /x", "abc")),
+    ("two lengths that are equal", "POST / HTTP/1.1\r\nhost: {host}\r\ncontent-length: 3\r\ncontent-length: 3\r\n\r\nabc", Arrives("POST /", "abc")),
+    ("a length far into its line", "POST / HTTP/1.1\r\nhost: {host}\r\ncontent-length: {spaces}3\r\n\r\nabc", Refused),
+    ("a bare LF in a chunk extension", "POST / HTTP/1.1\r\nhost: {host}\r\ntransfer-encoding: chunked\r\n\r\n3;a=b\nabc\r\n0\r\n\r\n{smuggled}", Refused),
+    ("a bare LF in a chunk extension that goes on", "POST / HTTP/1.1\r\nhost: {host}\r\ntransfer-encoding: chunked\r\n\r\n3;a=\nb\r\nabc\r\n0\r\n\r\n{smuggled}", Refused),
+    ("NUL in a chunk extension", "POST / HTTP/1.1\r\nhost: {host}\r\ntransfer-encoding: chunked\r\n\r\n3;a=\0b\r\nabc\r\n0\r\n\r\n{smuggled}", Refused),
+    ("a bare CR in a chunk extension", "POST / HTTP/1.1\r\nhost: {host}\r\ntransfer-encoding: chunked\r\n\r\n3;a=\rb\r\nabc\r\n0\r\n\r\n{smuggled}", Refused),
+    ("a chunk extension beyond all bounds", "POST / HTTP/1.1\r\nhost: {host}\r\ntransfer-encoding: chunked\r\n\r\n3;{spaces}\r\nabc\r\n0\r\n\r\n{smuggled}", Refused),
+    ("a bare LF in a trailer", "POST / HTTP/1.1\r\nhost: {host}\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nx: y\nz: 1\r\n\r\n{smuggled}", Refused),
+    ("a bare LF behind the last chunk", "POST / HTTP/1.1\r\nhost: {host}\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\n{smuggled}", Refused),
+    ("a Host that is no address", "GET / HTTP/1.1\r\nhost: [zz]\r\n\r\n", Refused),
+    ("a Host that is an empty address", "GET / HTTP/1.1\r\nhost: []\r\n\r\n", Refused),
+    ("a Host with a percent sign", "GET / HTTP/1.1\r\nhost: {host}%\r\n\r\n", Refused),
+    ("a Host with an encoded line end", "GET / HTTP/1.1\r\nhost: {host}%0d%0a\r\n\r\n", Refused),
+    ("a Host with a port beyond all", "GET / HTTP/1.1\r\nhost: {host}:65536\r\n\r\n", Refused),
+    ("an absolute target without a path", "GET http://{host}?y HTTP/1.1\r\nhost: {host}\r\n\r\n", Arrives("GET /?y", "")),
+    ("an absolute target with its scheme's port", "GET https://{host}:443/ HTTP/1.1\r\nhost: {host}\r\n\r\n", Arrives("GET /", "")),
+    ("an absolute target with another port", "GET https://{host}:80/ HTTP/1.1\r\nhost: {host}\r\n\r\n", Refused),
+    ("a target that is a query", "GET ?x HTTP/1.1\r\nhost: {host}\r\n\r\n", Refused),
+    ("OPTIONS that has come far enough", "OPTIONS / HTTP/1.1\r\nhost: {host}\r\nmax-forwards: 0\r\n\r\n", Refused),
+    ("OPTIONS that goes further", "OPTIONS / HTTP/1.1\r\nhost: {host}\r\nmax-forwards: 1\r\n\r\n", Arrives("OPTIONS /", "")),
+    ("Connection nominates Content-Encoding", "GET / HTTP/1.1\r\nhost: {host}\r\nconnection: content-encoding\r\n\r\n", Refused),
+    ("Connection nominates Authorization", "GET / HTTP/1.1\r\nhost: {host}\r\nconnection: Authorization\r\n\r\n", Refused),
+    ("an expectation from HTTP/1.0", "POST /x HTTP/1.0\r\nhost: {host}\r\nexpect: 100-continue\r\ncontent-length: 3\r\n\r\nabc", Arrives("POST /x", "abc")),
     ("a chunk extension", "POST /x HTTP/1.1\r\nhost: {host}\r\ntransfer-encoding: chunked\r\n\r\n3;a=b\r\nabc\r\n0\r\n\r\n", Arrives("POST /x", "abc")),
     ("the same length twice in one field", "POST / HTTP/1.1\r\nhost: {host}\r\ncontent-length: 3, 3\r\n\r\nabc{smuggled}", Refused),
     ("length and chunked", "POST / HTTP/1.1\r\nhost: {host}\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n{smuggled}", Arrives("POST /", "")),
@@ -120,13 +146,15 @@ async fn a_request_is_refused_or_arrives_as_exactly_one() {
     let (_manifests, switchyard) = before(instance.server.address).await;
     let mut wrong = Vec::new();
     for (what, bytes, fate) in TABLE {
-        let bytes = bytes.replace("{host}", HOST).replace("{smuggled}", SMUGGLED);
+        let bytes =
+            bytes.replace("{host}", HOST).replace("{smuggled}", SMUGGLED).replace("{spaces}", &" ".repeat(2000));
         let mut wire = Wire::connect(switchyard.http).await;
         wire.send(&bytes).await;
         // An agent that waits for more gets the end instead.
         let reply = timeout(SOON, wire.reply()).await.unwrap_or_default();
-        let refused = reply.starts_with("HTTP/1.1 4") || reply.starts_with("HTTP/1.1 5") || reply.is_empty();
-        let refused = refused && (reply.is_empty() || timeout(SOON, wire.closed()).await.is_ok());
+        let refused = reply.starts_with("HTTP/1.1 4") || reply.starts_with("HTTP/1.1 5");
+        let refused = refused && field(&reply, "x-switchyard-reason").is_some();
+        let refused = refused && timeout(SOON, wire.closed()).await.is_ok();
         // A second reply would be to a second request.
         wire.end().await;
         let rest = wire.rest().await;
@@ -137,7 +165,7 @@ async fn a_request_is_refused_or_arrives_as_exactly_one() {
         let as_expected = match fate {
             Refused => refused && arrived.is_empty(),
             Arrives(line, body) => {
-                reply.starts_with("HTTP/1.1 200")
+                (reply.starts_with("HTTP/1.1 200") || reply.starts_with("HTTP/1.0 200"))
                     && arrived.len() == 1
                     && (arrived[0].line.as_str(), arrived[0].body.as_str()) == (*line, *body)
             }
@@ -212,6 +240,40 @@ async fn a_reply_that_is_cut_arrives_cut() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cut_is_no_end_where_the_connections_end_is_one() {
+    for (bytes, reset) in [
+        ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n", false),
+        ("HTTP/1.1 200 OK\r\n\r\nhello", true),
+        ("HTTP/1.0 200 OK\r\n\r\nhello", true),
+    ] {
+        let server = RawServer::start(move |mut wire| async move {
+            wire.until("\r\n\r\n").await;
+            wire.send(bytes).await;
+            // The caller has seen what came so far.
+            wire.until("go on").await;
+            if reset {
+                wire.reset();
+            }
+        });
+        let (_manifests, switchyard) = before(server.address).await;
+        for version in ["HTTP/1.0", "HTTP/1.1"] {
+            let mut wire = Wire::connect(switchyard.http).await;
+            wire.send(format!("PUT / {version}\r\nhost: {HOST}\r\ncontent-length: 5\r\n\r\n")).await;
+            let head = wire.until("hello").await;
+            assert!(head.starts_with(&format!("{version} 200")), "{bytes:?} became {head:?}");
+            wire.send("go on").await;
+            let (rest, was_reset) = wire.ending().await;
+            let looks_whole = if version == "HTTP/1.0" { !was_reset } else { rest.ends_with("0\r\n\r\n") };
+            assert!(!looks_whole, "{bytes:?} to {version} ended with {rest:?}");
+        }
+        let mut connection = Connection::http2(switchyard.http).await.unwrap();
+        let asked = request(http::Method::PUT, HOST, "/", full("go on"));
+        let whole = in_time("the end of a cut reply", connection.ask(asked)).await;
+        assert!(!whole.is_ok_and(|reply| reply.status == 200), "{bytes:?} must not look whole on HTTP/2");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reply_that_ends_with_its_connection_arrives_whole() {
     let server = RawServer::start(|mut wire| async move {
         wire.reply().await;
@@ -236,6 +298,10 @@ async fn nonsense_from_an_instance_is_a_bad_gateway_and_not_passed_on() {
         "HTTP/1.1 200 OK\r\nx y: z\r\n\r\n",
         "HTTP/1.1 200 OK\r\nx: a\0b\r\n\r\n",
         "HTTP/1.1 999999 OK\r\n\r\n",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: gzip\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: identity\r\n\r\nab",
+        "HTTP/1.1 304 Not Modified\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
         "",
     ] {
         let server = RawServer::start(move |mut wire| async move {
@@ -248,6 +314,179 @@ async fn nonsense_from_an_instance_is_a_bad_gateway_and_not_passed_on() {
         let reply = wire.reply().await;
         assert!(reply.starts_with("HTTP/1.1 502"), "{bytes:?} became {reply:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn how_long_a_reply_is_is_said_once_and_rightly() {
+    for (bytes, body) in [
+        ("HTTP/1.1 200 OK\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", "hello"),
+        ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ncontent-length: 3\r\n\r\n5\r\nhello\r\n0\r\n\r\n", "hello"),
+        ("HTTP/1.1 200 OK\r\ncontent-length: 5, 5\r\n\r\nhello", "hello"),
+        ("HTTP/1.1 200 OK\r\ncontent-length: 5\r\ncontent-length: 5\r\n\r\nhello", "hello"),
+        ("HTTP/1.1 204 No Content\r\ncontent-length: 5\r\n\r\n", ""),
+    ] {
+        let server = RawServer::answering(bytes);
+        let (_manifests, switchyard) = before(server.address).await;
+        for http2 in [false, true] {
+            let mut connection = match http2 {
+                true => Connection::http2(switchyard.http).await.unwrap(),
+                false => Connection::http1(switchyard.http).await.unwrap(),
+            };
+            let reply = connection.ask(get_request(HOST, "/")).await.unwrap();
+            assert_eq!(reply.text(), body, "{bytes:?}, HTTP/2: {http2}");
+            let lengths: Vec<_> = reply.headers.get_all("content-length").iter().collect();
+            let chunked = bytes.contains("chunked") || body.is_empty();
+            assert_eq!(lengths, if chunked { vec![] } else { vec!["5"] }, "{bytes:?}, HTTP/2: {http2}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_head_arrives_even_if_the_body_is_broken_from_the_start() {
+    let server = RawServer::answering("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nnonsense\r\n");
+    let (_manifests, switchyard) = before(server.address).await;
+    let mut wire = Wire::connect(switchyard.http).await;
+    wire.send(format!("GET / HTTP/1.1\r\nhost: {HOST}\r\n\r\n")).await;
+    let reply = wire.rest().await;
+    assert!(
+        reply.starts_with("HTTP/1.1 200") && reply.ends_with("\r\n\r\n") && !reply.contains("0\r\n\r\n"),
+        "{reply:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_an_instance_resets_without_an_error_is_cut_too() {
+    // HEADERS with `:status: 200`, DATA, and RST_STREAM(NO_ERROR): the end of the stream is never said.
+    let frames = [
+        &[0, 0, 0, 4, 0, 0, 0, 0, 0][..],
+        &[0, 0, 1, 1, 4, 0, 0, 0, 1, 0x88],
+        b"\0\0\x05\0\0\0\0\0\x01hello",
+        &[0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 0],
+    ]
+    .concat();
+    let server = RawServer::start(move |mut wire| {
+        let frames = frames.clone();
+        async move {
+            // HEADERS of the first stream, which end the head and the stream.
+            wire.until("\x01\x05\0\0\0\x01").await;
+            wire.send(frames).await;
+            wire.closed().await;
+        }
+    });
+    let manifests = Manifests::of_http2(&[("v1", server.address)]);
+    for http2 in [false, true] {
+        // The instance knows the first stream of a connection only.
+        let switchyard = Switchyard::run(manifests.path()).await;
+        let mut connection = match http2 {
+            true => Connection::http2(switchyard.http).await.unwrap(),
+            false => Connection::http1(switchyard.http).await.unwrap(),
+        };
+        let read = in_time("the end of a cut reply", connection.ask(get_request(HOST, "/"))).await;
+        assert!(read.is_err(), "it must not look whole, HTTP/2: {http2}: {read:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_behind_a_request_that_is_refused_is_read() {
+    let instance = Strict::start();
+    let (_manifests, switchyard) = before(instance.server.address).await;
+    let good = format!("GET /good HTTP/1.1\r\nhost: {HOST}\r\n\r\n");
+    let bad = format!("GET /bad HTTP/1.1\r\nhost: {HOST}\r\nx: y\n\r\n");
+    // Wherever the bytes are cut.
+    let bytes = [&good, &bad, &good].map(String::as_str).concat();
+    for cut in (0..bytes.len()).step_by(5) {
+        let mut wire = Wire::connect(switchyard.http).await;
+        wire.send(&bytes[..cut]).await;
+        // What was sent is read before the rest is.
+        if cut > good.len() {
+            assert!(wire.reply().await.starts_with("HTTP/1.1 200"));
+        }
+        wire.send(&bytes[cut..]).await;
+        if cut <= good.len() {
+            assert!(wire.reply().await.starts_with("HTTP/1.1 200"));
+        }
+        let refused = wire.reply().await;
+        assert!(refused.starts_with("HTTP/1.1 400"), "{cut}: {refused:?}");
+        assert_eq!(field(&refused, "x-switchyard-reason"), Some("bad-request"));
+        assert_eq!(wire.rest().await, "");
+        let seen: Vec<_> = instance.seen().into_iter().map(|message| message.unwrap().line).collect();
+        assert_eq!(seen, ["GET /good"], "cut at {cut}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_length_is_said_once_on_http2_too() {
+    let instance = Strict::start();
+    let (_manifests, switchyard) = before(instance.server.address).await;
+    let mut connection = Connection::http2(switchyard.http).await.unwrap();
+    let mut asked = request(http::Method::POST, HOST, "/", full("abc"));
+    for _ in 0..2 {
+        asked.headers_mut().append("content-length", "3".parse().unwrap());
+    }
+    let reply = connection.ask(asked).await.unwrap();
+    assert_eq!((reply.status.as_u16(), reply.reason()), (400, "bad-request"));
+    assert!(instance.seen().is_empty());
+
+    // The same of gRPC is said as gRPC is.
+    let mut asked = request(http::Method::POST, HOST, "/", full("abc"));
+    for (name, value) in [("content-length", "3"), ("content-length", "3"), ("content-type", "application/grpc")] {
+        asked.headers_mut().append(name, value.parse().unwrap());
+    }
+    let reply = connection.ask(asked).await.unwrap();
+    assert_eq!((reply.status.as_u16(), reply.header("grpc-status")), (200, "13"));
+    assert_eq!(reply.header("grpc-message"), "bad-request");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_body_of_a_get_arrives_from_http2_though_nobody_said_how_long_it_is() {
+    let instance = Strict::start();
+    let (_manifests, switchyard) = before(instance.server.address).await;
+    let mut connection = Connection::http2(switchyard.http).await.unwrap();
+    let frames = ["ab", "c"].map(|part| Ok::<_, std::io::Error>(Frame::data(bytes::Bytes::from(part))));
+    let body = StreamBody::new(tokio_stream::iter(frames)).boxed_unsync();
+    assert_eq!(connection.ask(request(http::Method::GET, HOST, "/x", body)).await.unwrap().status, 200);
+    assert_eq!(instance.seen().remove(0).unwrap().body, "abc");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kept_connection_that_is_reset_is_as_stale_as_one_that_is_closed() {
+    let connections = std::sync::atomic::AtomicU32::new(0);
+    let server = RawServer::start(move |mut wire| {
+        let first = connections.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0;
+        async move {
+            wire.reply().await;
+            wire.send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+            wire.reply().await;
+            if first {
+                wire.reset();
+            }
+        }
+    });
+    let (_manifests, switchyard) = before(server.address).await;
+    let mut connection = Connection::http1(switchyard.http).await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(connection.ask(get_request(HOST, "/")).await.unwrap().status, 200);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_caller_that_hangs_up_is_noticed_though_its_next_request_waits() {
+    let (noticed, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    let server = RawServer::start(move |mut wire| {
+        let noticed = noticed.clone();
+        async move {
+            wire.reply().await;
+            noticed.send("asked").unwrap();
+            wire.closed().await;
+            noticed.send("closed").unwrap();
+        }
+    });
+    let (_manifests, switchyard) = before(server.address).await;
+    let mut wire = Wire::connect(switchyard.http).await;
+    wire.send(format!("GET /1 HTTP/1.1\r\nhost: {HOST}\r\n\r\nGET /2 HTTP/1.1\r\nhost: {HOST}\r\n\r\n")).await;
+    assert_eq!(in_time("the first request", heard.recv()).await, Some("asked"));
+    drop(wire);
+    assert_eq!(in_time("that it is given up", heard.recv()).await, Some("closed"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -319,6 +558,30 @@ async fn trailers_arrive_as_trailers() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_belongs_into_a_head_does_not_come_in_trailers() {
+    let server = RawServer::answering(
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\
+         x-sum: 42\r\ncontent-length: 9\r\ntransfer-encoding: gzip\r\nconnection: close\r\nkeep-alive: 1\r\nset-cookie: a=b\r\n\r\n",
+    );
+    let (_manifests, switchyard) = before(server.address).await;
+    let reply = Connection::http2(switchyard.http).await.unwrap().ask(get_request(HOST, "/")).await.unwrap();
+    let names: Vec<_> = reply.trailers.keys().map(http::HeaderName::as_str).collect();
+    assert_eq!(names, ["x-sum"]);
+
+    let instance = switchyard_tests::backend::Backend::start("v1").await;
+    let (_manifests, switchyard) = before(instance.address).await;
+    let mut wire = Wire::connect(switchyard.http).await;
+    wire.send(format!(
+        "POST / HTTP/1.1\r\nhost: {HOST}\r\ntrailer: x-sum, host, connection, x-more\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\
+         x-sum: 42\r\nhost: other.shop\r\nconnection: x-sum\r\nx-undeclared: 1\r\n\r\n"
+    ))
+    .await;
+    assert!(wire.reply().await.starts_with("HTTP/1.1 200"));
+    let trailers = instance.seen().remove(0).trailers.unwrap();
+    assert_eq!(trailers.keys().map(http::HeaderName::as_str).collect::<Vec<_>>(), ["x-sum"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_caller_that_expects_a_100_gets_the_instances_and_not_ours() {
     let server = RawServer::start(|mut wire| async move {
         let head = wire.until("\r\n\r\n").await.to_lowercase();
@@ -386,9 +649,17 @@ async fn an_upgrade_makes_a_tunnel_and_a_refused_one_a_reply() {
     wire.end().await;
     assert_eq!(wire.rest().await, "", "one side's end is the other's");
 
+    // What is spoken then may come at once, whatever it is.
     let mut wire = Wire::connect(switchyard.http).await;
-    wire.send(ask("/other")).await;
+    wire.send(ask("/ws") + "early\nwords").await;
+    assert!(wire.until("\r\n\r\n").await.starts_with("HTTP/1.1 101"));
+    assert_eq!(wire.exactly(16).await, "helloEARLY\nWORDS");
+
+    // Where it is refused, nobody has looked at what came behind.
+    let mut wire = Wire::connect(switchyard.http).await;
+    wire.send(ask("/other") + "GET /ws HTTP/1.1\nhost: x\r\n\r\n").await;
     assert!(wire.reply().await.starts_with("HTTP/1.1 400"));
+    assert_eq!(wire.rest().await, "");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

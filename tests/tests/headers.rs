@@ -2,9 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-use http::Request;
-use switchyard_tests::backend::Backend;
-use switchyard_tests::client::{Body, Connection, get_request};
+use http::{Request, Response};
+use switchyard_tests::backend::{Backend, Server};
+use switchyard_tests::client::{Body, Connection, full, get_request};
 use switchyard_tests::manifests::{HOST, Manifests};
 use switchyard_tests::process::Switchyard;
 
@@ -42,12 +42,15 @@ async fn up_to_the_limits_everything_passes_and_beyond_them_nothing() {
             (500, 1, false),
             (2, 70_000, false),
             (100, 66_000, false),
+            (2, 200_000, false),
         ] {
             let what = format!("{count} fields, the last of {last} bytes, HTTP/2: {http2}");
             let asked = instance.asked();
             let reply = connect(&switchyard, http2).await.ask(with_fields(count, last)).await;
             let reply = reply.unwrap_or_else(|error| panic!("no answer to {what}: {error}"));
             assert_eq!(reply.status.as_u16(), if passes { 200 } else { 431 }, "{what}");
+            assert_eq!(reply.reason(), if passes { "" } else { "headers-too-large" }, "{what}");
+            assert!(passes || !reply.body.is_empty(), "{what}");
             assert_eq!(instance.asked() - asked, u64::from(passes), "{what}");
         }
     }
@@ -62,6 +65,32 @@ async fn a_caller_that_is_refused_does_not_disturb_others_on_its_connection() {
     let manifests = Manifests::of(&[("v1", instance.address)]);
     let switchyard = Switchyard::run(manifests.path()).await;
     let mut connection = connect(&switchyard, true).await;
-    assert_eq!(connection.ask(with_fields(200, 1)).await.unwrap().status, 431);
-    assert_eq!(connection.ask(get_request(HOST, "/")).await.unwrap().status, 200);
+    for (count, last) in [(200, 1), (2, 200_000)] {
+        assert_eq!(connection.ask(with_fields(count, last)).await.unwrap().status, 431);
+        assert_eq!(connection.ask(get_request(HOST, "/")).await.unwrap().status, 200);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reply_may_have_as_much_header_as_a_request() {
+    // As much as the test's own client takes: many fields on HTTP/2, long ones on HTTP/1.
+    for (from_http2, count, length) in [(false, 120, 20), (true, 90, 600), (false, 90, 600)] {
+        let server = Server::start(move |_| {
+            Box::pin(async move {
+                let mut reply = Response::new(full("ok"));
+                for number in 0..count {
+                    let name = http::HeaderName::try_from(format!("x-field-{number}")).unwrap();
+                    reply.headers_mut().insert(name, "x".repeat(length).parse().unwrap());
+                }
+                Ok(reply)
+            })
+        })
+        .await;
+        let instances = [("v1", server.address)];
+        let manifests = if from_http2 { Manifests::of_http2(&instances) } else { Manifests::of(&instances) };
+        let switchyard = Switchyard::run(manifests.path()).await;
+        let reply = connect(&switchyard, count > 100).await.ask(get_request(HOST, "/")).await.unwrap();
+        assert_eq!((reply.status.as_u16(), reply.text().as_str()), (200, "ok"));
+        assert_eq!(reply.header(&format!("x-field-{}", count - 1)).len(), length);
+    }
 }

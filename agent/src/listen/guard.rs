@@ -1,14 +1,21 @@
-//! Looks at the bytes of HTTP/1 requests before the HTTP library does, for the one thing that it lets through and that two
-//! parsers may read differently: a line that ends with LF alone (RFC 9112 section 2.2 lets a recipient take it for a line's end,
-//! so one does and another does not, and they disagree on where a request begins).
+//! Looks at the bytes of HTTP/1 requests before the HTTP library does, for what it lets through and two parsers may read
+//! differently: a line that ends with LF alone (RFC 9112 section 2.2 lets a recipient take it for a line's end, so one does and
+//! another does not, and they disagree on where a request begins), and control characters behind a chunk's size.
 //!
 //! Keeps true: it follows the messages on a connection only as far as to know which bytes are lines and which are content; content is
-//! never looked at. What is malformed otherwise is left to the library, which refuses it.
+//! never looked at, nor is what follows a request for another protocol, which may be spoken at once. What is malformed otherwise is
+//! left to the library, which refuses it.
 
 use memchr::memchr;
 
-/// A line longer than this is no longer kept; the library refuses a head of that length.
-const LONGEST_LINE: usize = super::MAX_HEADER_BYTES;
+use crate::message::has_token;
+
+/// Of a line whose end has not come, so much is kept, and its last byte. One that says how long content is has no need for more: it
+/// is refused.
+const LONGEST_KEPT: usize = 1024;
+/// What the library refuses wherever it is in the lines of a message, and answers with 400 where it reads a head: NUL, which may be
+/// nowhere but in a chunk extension; LF, which may not be there; and the end of the head, before which it does not look.
+pub(super) const POISON: &[u8] = b"\0\n\r\n\r\n";
 
 /// Where in the stream of messages a connection is.
 #[derive(Debug)]
@@ -17,6 +24,8 @@ pub(super) struct Guard {
     /// The part of a line that has come, when its end has not.
     partial: Vec<u8>,
     framing: Framing,
+    /// The message asks for another protocol.
+    upgrade: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +40,8 @@ enum State {
     Chunk(u64),
     /// Lines behind the last chunk.
     Trailers,
+    /// Behind a request for another protocol: anything.
+    Unguarded,
 }
 
 /// What the head says about the content.
@@ -42,16 +53,27 @@ struct Framing {
 
 impl Default for Guard {
     fn default() -> Self {
-        Self { state: State::Head { begun: false }, partial: Vec::new(), framing: Framing::default() }
+        let (state, framing) = (State::Head { begun: false }, Framing::default());
+        Self { state, partial: Vec::new(), framing, upgrade: false }
     }
 }
 
 impl Guard {
-    /// Follows the next bytes. Returns the position of the first LF that ends a line with no CR before it, if there is one;
-    /// after that the guard is of no more use.
+    /// Whether nothing is looked at any more.
+    pub(super) fn is_done(&self) -> bool {
+        self.state == State::Unguarded
+    }
+
+    /// Whether what has come ends with a message, or with a part of a head: nothing more of a body is on its way.
+    pub(super) fn is_behind_a_body(&self) -> bool {
+        matches!(self.state, State::Head { .. } | State::Unguarded)
+    }
+
+    /// Follows the next bytes. Returns how many of them come before the first line that must not pass, if there is one (none, where
+    /// that line has begun before them); after that the guard is of no more use.
     pub(super) fn follow(&mut self, bytes: &[u8]) -> Option<usize> {
         let mut at = 0;
-        while at < bytes.len() {
+        while at < bytes.len() && !self.is_done() {
             if let State::Content(left) | State::Chunk(left) = self.state {
                 let now = left.min((bytes.len() - at) as u64);
                 at += now as usize;
@@ -59,41 +81,56 @@ impl Guard {
                 continue;
             }
             let Some(length) = memchr(b'\n', &bytes[at..]) else {
-                if self.partial.len() <= LONGEST_LINE {
-                    self.partial.extend_from_slice(&bytes[at..]);
-                }
+                self.keep(&bytes[at..]);
                 return None;
             };
             let end = at + length;
             let held = if self.partial.is_empty() {
                 self.line(&bytes[at..end])
             } else {
+                self.keep(&bytes[at..end]);
                 let mut line = std::mem::take(&mut self.partial);
-                line.extend_from_slice(&bytes[at..end]);
                 let held = self.line(&line);
                 line.clear();
                 self.partial = line;
                 held
             };
             if !held {
-                return Some(end);
+                return Some(at);
             }
             at = end + 1;
         }
         None
     }
 
+    /// Keeps a piece of a line whose end has not come.
+    fn keep(&mut self, piece: &[u8]) {
+        let room = LONGEST_KEPT.saturating_sub(self.partial.len());
+        self.partial.extend_from_slice(&piece[..piece.len().min(room)]);
+        if let Some(last) = piece.last()
+            && piece.len() > room
+        {
+            self.partial.truncate(LONGEST_KEPT);
+            self.partial.push(*last);
+        }
+    }
+
+    /// What comes behind a message.
+    fn behind(&mut self) -> State {
+        if std::mem::take(&mut self.upgrade) { State::Unguarded } else { State::Head { begun: false } }
+    }
+
     /// Content has come; `left` is still to come.
     fn skipped(&mut self, left: u64) {
         self.state = match self.state {
-            State::Content(_) if left == 0 => State::Head { begun: false },
+            State::Content(_) if left == 0 => self.behind(),
             State::Content(_) => State::Content(left),
             _ if left == 0 => State::ChunkSize,
             _ => State::Chunk(left),
         };
     }
 
-    /// A line has come, without its LF. False when it does not end with CR.
+    /// A line has come, without its LF. False when it must not pass.
     fn line(&mut self, line: &[u8]) -> bool {
         let Some(line) = line.strip_suffix(b"\r") else { return false };
         match self.state {
@@ -103,14 +140,18 @@ impl Guard {
                 self.state = match framing {
                     Framing { chunked: true, .. } => State::ChunkSize,
                     Framing { length: Some(length @ 1..), .. } => State::Content(length),
-                    Framing { .. } => State::Head { begun: false },
+                    Framing { .. } => self.behind(),
                 };
             }
             State::Head { .. } => {
-                self.field(line);
                 self.state = State::Head { begun: true };
+                return self.field(line);
             }
             State::ChunkSize => {
+                let control = |b: &u8| b.is_ascii_control() && *b != b'\t';
+                if line.len() >= LONGEST_KEPT || line.iter().any(control) {
+                    return false;
+                }
                 let digits = line.iter().take_while(|b| b.is_ascii_hexdigit()).count();
                 let size = std::str::from_utf8(&line[..digits]).ok().and_then(|d| u64::from_str_radix(d, 16).ok());
                 self.state = match size {
@@ -119,25 +160,31 @@ impl Guard {
                     Some(size) => State::Chunk(size.saturating_add(2)),
                 };
             }
-            State::Trailers if line.is_empty() => self.state = State::Head { begun: false },
-            State::Trailers | State::Content(_) | State::Chunk(_) => {}
+            State::Trailers if line.is_empty() => self.state = self.behind(),
+            State::Trailers | State::Content(_) | State::Chunk(_) | State::Unguarded => {}
         }
         true
     }
 
-    /// Takes note of what a header field says about the content.
-    fn field(&mut self, line: &[u8]) {
-        // Both names begin so; most others do not.
-        if !matches!(line.first(), Some(b'c' | b'C' | b't' | b'T')) {
-            return;
+    /// Takes note of what a header field says about what follows. False when it is too long to say so.
+    fn field(&mut self, line: &[u8]) -> bool {
+        // The names begin so; most others do not.
+        if !matches!(line.first(), Some(b'c' | b'C' | b't' | b'T' | b'u' | b'U')) {
+            return true;
         }
-        let Some(colon) = memchr(b':', line) else { return };
+        let Some(colon) = memchr(b':', line) else { return true };
         let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
         if name.eq_ignore_ascii_case(b"content-length") {
             self.framing.length = std::str::from_utf8(value).ok().and_then(|v| v.parse().ok());
         } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
             self.framing.chunked = true;
+        } else if name.eq_ignore_ascii_case(b"upgrade") {
+            // To HTTP/2 none is made (see `message`), and HTTP/1 goes on.
+            self.upgrade |= !has_token(value, "h2c");
+        } else {
+            return true;
         }
+        line.len() < LONGEST_KEPT
     }
 }
 
@@ -180,7 +227,10 @@ mod tests {
             let cut = cut % bad.len();
             let mut guard = Guard::default();
             let found = guard.follow(&bad[..cut]).or_else(|| guard.follow(&bad[cut..]).map(|f| f + cut));
-            prop_assert_eq!(found, Some(at));
+            // Where the line begins, or the bytes do among which its end is.
+            let begins = bad[..at].iter().rposition(|b| *b == b'\n').map_or(0, |lf| lf + 1);
+            let begins = begins + usize::from(bad[begins..].starts_with(b"cPOST"));
+            prop_assert_eq!(found, Some(if begins < cut && at >= cut { cut } else { begins }));
         }
     }
 }

@@ -14,6 +14,7 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 
 use crate::body::BodyError;
+use crate::message;
 
 /// What has come of a body so far.
 #[derive(Debug)]
@@ -118,7 +119,11 @@ where
                 }
                 Err(frame) => {
                     kept.ended = true;
-                    if let Ok(trailers) = frame.into_trailers() {
+                    if let Ok(mut trailers) = frame.into_trailers() {
+                        if !message::prepare_trailers(&mut trailers) {
+                            kept.failed = true;
+                            return Poll::Ready(Some(Err("the trailers are too long".into())));
+                        }
                         kept.trailers = Some(trailers.clone());
                         self.sent_trailers = true;
                         return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
