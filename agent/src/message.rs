@@ -11,6 +11,7 @@ use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, Method, Uri, Version};
 
+use crate::ids;
 use crate::refusal::{Reason, Refusal};
 
 /// Header fields that a request may have; RFC 9110 leaves the number to us.
@@ -35,6 +36,10 @@ pub struct Facts {
     pub has_deadline: bool,
     /// Another agent on the way counts its tries.
     pub already_retried: bool,
+    /// It has an `x-request-id`.
+    pub request_id: bool,
+    /// It has one `traceparent`, which can be read.
+    pub trace: bool,
 }
 
 /// Checks a request's head and takes out of it what is not for the instance. Afterwards the target is in origin form (or `*`) and
@@ -49,6 +54,7 @@ pub fn prepare(parts: &mut Parts) -> Result<Facts, Refusal> {
     let mut facts = Facts::default();
     let mut count = 0;
     let mut hop_by_hop = false;
+    let mut traces = 0;
     for (name, value) in &parts.headers {
         count += 1;
         match name.as_str() {
@@ -58,6 +64,11 @@ pub fn prepare(parts: &mut Parts) -> Result<Facts, Refusal> {
             }
             "grpc-timeout" | "x-request-timeout" => facts.has_deadline = true,
             "x-switchyard-attempt" => facts.already_retried = true,
+            "x-request-id" => facts.request_id = true,
+            "traceparent" => {
+                traces += 1;
+                facts.trace = traces == 1 && ids::is_traceparent(value.as_bytes());
+            }
             "expect" => facts.expects_continue = value.as_bytes().eq_ignore_ascii_case(b"100-continue"),
             "content-type" => facts.grpc = value.as_bytes().starts_with(b"application/grpc"),
             _ => {}

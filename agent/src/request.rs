@@ -33,7 +33,7 @@ use crate::retry::replay::Replayable;
 use crate::retry::{self, Next, Tries};
 use crate::table::{At, Outcome, RetrySettings, Rule};
 use crate::worker::{Caller, TableRef, Worker};
-use crate::{clock, tunnel};
+use crate::{clock, ids, tunnel};
 
 /// Says, on every request that may be retried, which try it is; an agent that sees it does not retry by itself.
 pub const ATTEMPT: HeaderName = HeaderName::from_static("x-switchyard-attempt");
@@ -92,7 +92,7 @@ async fn serve(
     worker: &Rc<Worker>,
     table: &TableRef,
     exchange: &mut Exchange,
-    parts: Parts,
+    mut parts: Parts,
     body: Incoming,
     facts: Facts,
     interim: Option<Arc<Interim>>,
@@ -113,6 +113,9 @@ async fn serve(
     };
     let rule_at = matching::first(service, &view).map(|entry| entry.rule);
     let rule = service.rule(rule_at);
+
+    // After the match, which is about what the caller sent.
+    worker.with_rng(|rng| ids::complete(&mut parts.headers, &facts, rng));
     let mut call = Call::new(parts, body, facts, exchange.start, rule);
     call.interim = interim;
     let (mut tried, mut tries) = (Tried::default(), Tries::default());
