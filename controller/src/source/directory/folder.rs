@@ -85,7 +85,7 @@ pub struct Folder {
 #[derive(Debug)]
 struct File {
     /// Its text, shortened, or why it cannot be read.
-    text: Result<[u8; 32], String>,
+    text: Result<[u8; 32], Unreadable>,
     /// What it says, or why it cannot be read.
     says: Result<Manifest, Finding>,
     /// When it was last found to hold something else.
