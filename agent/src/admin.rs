@@ -114,11 +114,14 @@ fn destination(destination: &Destination) -> Value {
             instances.map(|i| json!({"address": i.address, "name": &*i.name, "version": &*i.version})).collect()
         })
         .collect();
+    // For instances of which some have a policy of their own: the first one's.
+    let held = destination.ports.iter().flat_map(|port| &port.ready).find_map(|i| i.retry.as_deref());
+    let policy = held.or(destination.retry.as_deref());
     json!({
         "service": &*destination.service,
         "version": &*destination.version,
         "weight": destination.weight,
-        "retryPolicy": destination.retry.as_deref().map(|r| &*r.name),
+        "retryPolicy": policy.map(|r| &*r.name),
         // One list per port of the routed Service.
         "instances": instances,
     })

@@ -1,11 +1,13 @@
-//! May this instance be asked? The circuits of the destination and of the instance are asked, and what comes of the try is
-//! told to them: once, by a [`Permit`], which gives itself back in `Drop` when the request is cancelled.
+//! May this instance be asked? Its circuit, which may be one that it shares with others, is asked, and what comes of the try is told to
+//! it: once, by a [`Permit`], which gives itself back in `Drop` when the request is cancelled. What the caller is to blame for says
+//! nothing about the instance, and counts as cancelled.
 
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use crate::clock;
-use crate::table::{At, Circuit, Outcome, Table};
+use crate::runtime::Told;
+use crate::table::{At, Circuit, Outcome};
 use crate::worker::{TableRef, Worker};
 
 /// The circuit breaker: a pure state machine, and the form of it that threads share.
@@ -24,9 +26,10 @@ pub struct Permit {
     since: Instant,
     /// How long the reply's head took; a body's length and its reader's pace say nothing about the instance.
     answered: Option<Duration>,
-    destination: Option<Ticket>,
-    instance: Option<Ticket>,
+    ticket: Option<Ticket>,
     open: bool,
+    /// The request has a body, whose pace is the caller's.
+    with_body: bool,
 }
 
 /// Whether an instance could be asked now, without asking.
@@ -71,55 +74,24 @@ fn ask(worker: &Worker, circuit: Option<&Circuit>, now: window::Millis) -> Resul
     }
 }
 
-/// Asks the destination's circuit: first, as it stands for all of its instances.
+/// Asks the circuit of an instance.
 ///
 /// # Errors
 /// How long to wait before asking again makes sense.
-pub fn destination(
-    worker: &Worker,
-    table: &Table,
-    service: usize,
-    rule: Option<u32>,
-    destination: usize,
-    now: Instant,
-) -> Result<Option<Ticket>, Duration> {
-    let circuit = table.at(service).rule(rule).destinations[destination].circuit.as_ref();
-    ask(worker, circuit, worker.millis(now))
-}
-
-/// Asks the instance's circuit. `destination` is what its destination's circuit gave, and is given back on refusal.
-///
-/// # Errors
-/// How long to wait before asking again makes sense, and the destination's ticket.
-pub fn instance(
-    worker: &Rc<Worker>,
-    table: &TableRef,
-    at: At,
-    destination: Option<Ticket>,
-    now: Instant,
-) -> Result<Permit, (Duration, Option<Ticket>)> {
+pub fn instance(worker: &Rc<Worker>, table: &TableRef, at: At, now: Instant) -> Result<Permit, Duration> {
     let instance = table.instance(at);
-    match ask(worker, instance.circuit.as_ref(), worker.millis(now)) {
-        Err(after) => Err((after, destination)),
-        Ok(ticket) => {
-            instance.load.begin(worker.index);
-            Ok(Permit {
-                worker: Rc::clone(worker),
-                table: Rc::clone(table),
-                at,
-                since: now,
-                answered: None,
-                destination,
-                instance: ticket,
-                open: true,
-            })
-        }
-    }
-}
-
-/// Gives a destination's ticket back that no instance could be found for.
-pub fn give_back(worker: &Worker, circuit: Option<&Circuit>, ticket: Option<Ticket>, now: Instant) {
-    record(worker, circuit, ticket, breaker::Outcome::Cancelled, now);
+    let ticket = ask(worker, instance.circuit.as_ref(), worker.millis(now))?;
+    instance.load.begin(worker.index);
+    Ok(Permit {
+        worker: Rc::clone(worker),
+        table: Rc::clone(table),
+        at,
+        since: now,
+        answered: None,
+        ticket,
+        open: true,
+        with_body: false,
+    })
 }
 
 fn record(worker: &Worker, circuit: Option<&Circuit>, ticket: Option<Ticket>, outcome: breaker::Outcome, now: Instant) {
@@ -138,30 +110,47 @@ impl Permit {
         self.answered = Some(clock::now().saturating_duration_since(self.since));
     }
 
-    /// Tells the circuits how the try ended. Only the first call counts.
+    /// The request has a body: how long it takes says little about the instance.
+    pub fn with_body(&mut self) {
+        self.with_body = true;
+    }
+
+    /// Tells the circuit how the try ended. Only the first call counts.
     pub fn close(&mut self, outcome: Outcome) {
-        // What the caller did says nothing about the instance; the permit is given back in `Drop`.
-        if outcome == Outcome::CallersFault || !std::mem::take(&mut self.open) {
+        if !std::mem::take(&mut self.open) {
             return;
         }
         let now = clock::now();
-        let destination = self.table.destination(self.at);
-        let instance = self.table.instance(self.at);
-        let judged = |circuit: Option<&Circuit>| match circuit {
-            Some(circuit) if circuit.settings.failures.hold(outcome) => breaker::Outcome::Failure,
-            _ => breaker::Outcome::Success,
+        let took = self.answered.unwrap_or_else(|| now.saturating_duration_since(self.since));
+        let told = match outcome {
+            Outcome::CallersFault | Outcome::CallersBody => Told::Nothing,
+            Outcome::CallersLimit => self.unfinished(took),
+            _ if outcome.is_failure() => Told::Failed(took),
+            _ => Told::Good(took),
         };
-        record(&self.worker, destination.circuit.as_ref(), self.destination, judged(destination.circuit.as_ref()), now);
-        record(&self.worker, instance.circuit.as_ref(), self.instance, judged(instance.circuit.as_ref()), now);
-        let latency = self.answered.unwrap_or_else(|| now.saturating_duration_since(self.since));
-        // A failure that comes quickly must not make an instance look quick.
-        let told = matches!(outcome, Outcome::Reply { status, .. } if status < 500) || outcome == Outcome::Timeout;
-        instance.load.end(self.worker.index, told.then_some(latency), self.worker.millis(now));
+        self.end(Some(outcome), told, now);
     }
 
     /// Whether the try is one that decides about a circuit which is half-open.
     pub fn is_probe(&self) -> bool {
-        [self.destination, self.instance].into_iter().flatten().any(Ticket::is_probe)
+        self.ticket.is_some_and(Ticket::is_probe)
+    }
+
+    fn unfinished(&self, took: Duration) -> Told {
+        if self.with_body { Told::Nothing } else { Told::Unfinished(took) }
+    }
+
+    /// `outcome` is absent when the caller went away.
+    fn end(&self, outcome: Option<Outcome>, told: Told, now: Instant) {
+        let instance = self.table.instance(self.at);
+        let circuit = instance.circuit.as_ref();
+        let judged = match (outcome, circuit) {
+            (Some(outcome), Some(circuit)) if circuit.settings.failures.hold(outcome) => breaker::Outcome::Failure,
+            (Some(outcome), _) if !outcome.is_callers() => breaker::Outcome::Success,
+            _ => breaker::Outcome::Cancelled,
+        };
+        record(&self.worker, circuit, self.ticket, judged, now);
+        instance.load.end(self.worker.index, told, self.worker.millis(now));
     }
 }
 
@@ -169,12 +158,8 @@ impl Drop for Permit {
     fn drop(&mut self) {
         if self.open {
             let now = clock::now();
-            let cancelled = breaker::Outcome::Cancelled;
-            let destination = self.table.destination(self.at);
-            let instance = self.table.instance(self.at);
-            record(&self.worker, destination.circuit.as_ref(), self.destination, cancelled, now);
-            record(&self.worker, instance.circuit.as_ref(), self.instance, cancelled, now);
-            instance.load.end(self.worker.index, None, self.worker.millis(now));
+            let took = self.answered.unwrap_or_else(|| now.saturating_duration_since(self.since));
+            self.end(None, self.unfinished(took), now);
         }
     }
 }

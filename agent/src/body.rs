@@ -18,13 +18,36 @@ use crate::retry::replay::Replay;
 /// What passes errors on; hyper asks for a boxed error, and only a connection that breaks makes one.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
+/// How a request's body comes from the caller.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Coming {
+    /// Nobody waits for it: it has not been asked for yet, or is all there, or the instance takes no more.
+    #[default]
+    Well,
+    /// The caller has not sent what it was asked for.
+    Awaited,
+    /// The caller broke off, or what it sent cannot be read.
+    Failed,
+}
+
+impl Coming {
+    /// After the caller's side was asked for more.
+    pub fn after<T, E>(polled: &Poll<Option<Result<T, E>>>) -> Self {
+        match polled {
+            Poll::Pending => Self::Awaited,
+            Poll::Ready(Some(Err(_))) => Self::Failed,
+            Poll::Ready(_) => Self::Well,
+        }
+    }
+}
+
 /// A request's body on its way to an instance.
 #[derive(Debug)]
 pub enum RequestBody {
     /// None.
     Empty,
-    /// As it comes from the caller; the mark is set when that fails.
-    Stream(Incoming, Rc<Cell<bool>>),
+    /// As it comes from the caller; how, is noted.
+    Stream(Incoming, Rc<Cell<Coming>>),
     /// As it comes, and kept for sending it again.
     Replay(Replay),
     /// One of the above, once the instance asks for it.
@@ -67,12 +90,11 @@ impl Body for RequestBody {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
-            Self::Stream(incoming, failed) => {
-                let frame = ready!(Pin::new(incoming).poll_frame(cx)).map(|frame| passable(frame?));
-                if matches!(frame, Some(Err(_))) {
-                    failed.set(true);
-                }
-                Poll::Ready(frame)
+            Self::Stream(incoming, coming) => {
+                let next = |frame: Result<Frame<Bytes>, hyper::Error>| passable(frame?);
+                let polled = Pin::new(incoming).poll_frame(cx).map(|frame| frame.map(next));
+                coming.set(Coming::after(&polled));
+                polled
             }
             Self::Replay(replay) => replay.poll_frame(cx),
             Self::Awaited(awaited) => awaited.poll_frame(cx),
@@ -124,7 +146,26 @@ impl Body for ReplyBody {
     }
 }
 
-/// The gRPC status in trailers, or in the header of a reply that is trailers only.
+/// The gRPC status in trailers, or in the header of a reply that is trailers only. One that is no status is UNKNOWN.
 pub fn grpc_status(fields: &HeaderMap) -> Option<u8> {
-    fields.get("grpc-status")?.to_str().ok()?.parse().ok()
+    const UNKNOWN: u8 = 2;
+    let code = fields.get("grpc-status")?.to_str().ok().and_then(|text| text.parse().ok());
+    Some(code.filter(|code| *code <= 16).unwrap_or(UNKNOWN))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grpc_status_that_is_none_counts_as_unknown() {
+        let of = |text: &'static str| {
+            let mut fields = HeaderMap::new();
+            fields.insert("grpc-status", http::HeaderValue::from_static(text));
+            grpc_status(&fields)
+        };
+        assert_eq!([of("0"), of("14"), of("16")], [Some(0), Some(14), Some(16)]);
+        assert_eq!([of("17"), of("99"), of("1000"), of("-1"), of("x"), of("")], [Some(2); 6]);
+        assert_eq!(grpc_status(&HeaderMap::new()), None);
+    }
 }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::admit::{self, Permit, Standing};
 use crate::refusal::{Reason, Refusal};
+use crate::runtime::Expected;
 use crate::table::{At, PortInstances, Rule, Shares};
 use crate::worker::{TableRef, Worker};
 
@@ -28,7 +29,16 @@ pub fn draw(shares: &Shares, number: u64) -> usize {
     shares.ends.partition_point(|end| *end <= number)
 }
 
-/// Chooses an instance and asks its circuits.
+/// A request that nobody can take.
+#[derive(Debug)]
+pub struct Refused {
+    /// What its caller is told.
+    pub refusal: Refusal,
+    /// The destination that was drawn first, if one could be.
+    pub destination: Option<usize>,
+}
+
+/// Chooses an instance and asks its circuit.
 ///
 /// # Errors
 /// A refusal when no destination has an instance, or all that could be asked have open circuits.
@@ -38,32 +48,51 @@ pub fn instance(
     place: (usize, Option<u32>, usize),
     tried: &Tried,
     now: Instant,
-) -> Result<(At, Permit), Refusal> {
+) -> Result<(At, Permit), Refused> {
     let (service, rule_position, port) = place;
     let rule = table.at(service).rule(rule_position);
-    let destination = match tried.destination {
-        Some(destination) => destination,
-        None => {
-            destination(worker, rule, port, tried).ok_or_else(|| no_instances(&table.at(service).label, rule, None))?
+    let mut refused: Vec<usize> = Vec::new();
+    let mut first: Option<Refused> = None;
+    loop {
+        let drawn = tried.destination.or_else(|| destination(worker, rule, port, tried, &refused));
+        let Some(position) = drawn.filter(|drawn| !refused.contains(drawn)) else {
+            let none = || no_instances(&table.at(service).label, rule, None);
+            return Err(first.unwrap_or_else(|| Refused { refusal: none(), destination: None }));
+        };
+        let at = At { service, rule: rule_position, port, destination: position, instance: 0 };
+        let refusal = match within(worker, table, at, tried, now) {
+            Ok(chosen) => return Ok(chosen),
+            Err(refusal) => refusal,
+        };
+        let mut so_far = first.unwrap_or_else(|| Refused { refusal: refusal.clone(), destination: drawn });
+        so_far.refusal.retry_after = so_far.refusal.retry_after.into_iter().chain(refusal.retry_after).min();
+        if !rule.destinations[position].may_rechoose(port) {
+            return Err(so_far);
         }
-    };
-    let chosen = &rule.destinations[destination];
-    let Some(instances) = chosen.ports.get(port).filter(|p| !p.ready.is_empty()) else {
-        return Err(no_instances(&table.at(service).label, rule, Some(destination)));
-    };
-    let open = |after| circuit_open(&chosen.service, &chosen.version, after);
-    let ticket = admit::destination(worker, table, service, rule_position, destination, now).map_err(open)?;
-    let at = |instance| At { service, rule: rule_position, port, destination, instance };
-    let ask = |position: usize, ticket| admit::instance(worker, table, at(position), ticket, now);
+        // Another one in its place, as the policy lets the request choose again.
+        first = Some(so_far);
+        refused.push(position);
+    }
+}
 
-    let avoid = |position: usize| tried.places.iter().any(|p| p.destination == destination && p.instance == position);
-    let first = two_choices(worker, instances, avoid, now);
+/// Chooses among the instances of one destination; the instance that `at` names is of no account.
+fn within(worker: &Rc<Worker>, table: &TableRef, at: At, tried: &Tried, now: Instant) -> Result<(At, Permit), Refusal> {
+    let service = table.at(at.service);
+    let chosen = table.destination(at);
+    let Some(instances) = chosen.ports.get(at.port).filter(|p| !p.ready.is_empty()) else {
+        return Err(no_instances(&service.label, service.rule(at.rule), Some(at.destination)));
+    };
+    let ask = |instance: usize| {
+        let at = At { instance, ..at };
+        admit::instance(worker, table, at, now).map(|permit| (at, permit))
+    };
+    let avoid =
+        |instance: usize| tried.places.iter().any(|p| p.destination == at.destination && p.instance == instance);
     let mut soonest = Duration::MAX;
-    let mut ticket = ticket;
-    if let Some(position) = first {
-        match ask(position, ticket) {
-            Ok(permit) => return Ok((at(position), permit)),
-            Err((after, given_back)) => (soonest, ticket) = (after, given_back),
+    if let Some(position) = two_choices(worker, instances, avoid, now) {
+        match ask(position) {
+            Ok(chosen) => return Ok(chosen),
+            Err(after) => soonest = after,
         }
     }
     // The draw found none that can be asked: walk over all of them, those not tried before first.
@@ -71,45 +100,49 @@ pub fn instance(
     let offset = usize::try_from(worker.random_below(count as u64)).unwrap_or(0);
     for again in [false, true] {
         for position in (0..count).map(|step| (offset + step) % count).filter(|p| avoid(*p) == again) {
-            match ask(position, ticket) {
-                Ok(permit) => return Ok((at(position), permit)),
-                Err((after, given_back)) => {
-                    soonest = soonest.min(after);
-                    ticket = given_back;
-                }
+            match ask(position) {
+                Ok(chosen) => return Ok(chosen),
+                Err(after) => soonest = soonest.min(after),
             }
         }
     }
-    admit::give_back(worker, chosen.circuit.as_ref(), ticket, now);
-    Err(open(soonest))
+    Err(circuit_open(&chosen.service, &chosen.version, soonest))
 }
 
-/// Draws a destination. One that was tried before is drawn again only when there is no other.
-fn destination(worker: &Worker, rule: &Rule, port: usize, tried: &Tried) -> Option<usize> {
+/// Draws a destination that has not refused. One that was tried before is drawn again only when there is no other.
+fn destination(worker: &Worker, rule: &Rule, port: usize, tried: &Tried, refused: &[usize]) -> Option<usize> {
     let shares = rule.shares.get(port)?;
     if shares.total == 0 {
         return None;
     }
     let drawn = draw(shares, worker.random_below(shares.total));
     let before = |destination: usize| tried.places.iter().any(|p| p.destination == destination);
-    if !before(drawn) {
+    let out = |destination: usize| refused.contains(&destination);
+    if !before(drawn) && !out(drawn) {
         return Some(drawn);
     }
-    // Among those that were not tried, by their weights.
+    draw_among(worker, shares, |d| !before(d) && !out(d)).or_else(|| draw_among(worker, shares, |d| !out(d)))
+}
+
+/// Draws one of those that may be drawn, by their weights.
+fn draw_among(worker: &Worker, shares: &Shares, may: impl Fn(usize) -> bool) -> Option<usize> {
     let width = |d: usize| shares.ends[d] - if d == 0 { 0 } else { shares.ends[d - 1] };
-    let total: u64 = (0..shares.ends.len()).filter(|d| !before(*d)).map(width).sum();
+    let total: u64 = (0..shares.ends.len()).filter(|d| may(*d)).map(width).sum();
     let mut number = worker.random_below(total);
-    for destination in (0..shares.ends.len()).filter(|d| !before(*d)) {
+    for destination in (0..shares.ends.len()).filter(|d| may(*d)) {
         match number.checked_sub(width(destination)) {
             Some(rest) => number = rest,
             None => return Some(destination),
         }
     }
-    Some(drawn)
+    None
 }
 
-/// Two instances at random, and of those the one that costs less; one that is due for a probe at once. `None`: neither can be
-/// asked, or both are to be avoided.
+/// Of an instance that fails others are looked at, up to so many: enough where few are well, and a bound where none is.
+const MOST_LOOKS: u64 = 16;
+
+/// Two instances at random, and of those the one that promises more; one that is due for a probe at once. Where that one has been
+/// failing, others are looked at as well. `None`: none of them can be asked, or all are to be avoided.
 fn two_choices(
     worker: &Worker,
     instances: &PortInstances,
@@ -120,9 +153,16 @@ fn two_choices(
     let millis = worker.millis(now);
     let count = ready.len() as u64;
     let first = worker.random_below(count);
-    let second = if count > 1 { (first + 1 + worker.random_below(count - 1)) % count } else { first };
-    let mut best: Option<(usize, u64)> = None;
-    for position in [first, second].map(|p| usize::try_from(p).unwrap_or(0)) {
+    let second = if count > 1 { first + 1 + worker.random_below(count - 1) } else { first };
+    let mut best: Option<(usize, Expected)> = None;
+    // Behind the second all others follow, each once.
+    let others = (1..count).filter(|step| second + step - first != count).map(|step| second + step);
+    for (looks, position) in [first, second].into_iter().chain(others).enumerate() {
+        let enough = looks >= 2 && best.is_none_or(|(_, best)| !best.is_failing());
+        if enough || looks as u64 >= MOST_LOOKS.min(count.max(2)) {
+            break;
+        }
+        let position = usize::try_from(position % count).unwrap_or(0);
         if avoid(position) {
             continue;
         }
@@ -130,10 +170,10 @@ fn two_choices(
             Standing::Out => {}
             Standing::Due => return Some(position),
             Standing::Well => {
-                let cost = ready[position].load.cost(worker.index, millis);
-                // Costs that are close are a tie, which the draw has decided: averages are never exact.
-                if best.is_none_or(|(_, other)| cost < other / 2) {
-                    best = Some((position, cost));
+                let expected = ready[position].load.expected(worker.index, millis);
+                // A tie stays with the first, which the draw has decided.
+                if best.is_none_or(|(_, other)| expected.beats(&other)) {
+                    best = Some((position, expected));
                 }
             }
         }

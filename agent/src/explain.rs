@@ -231,26 +231,25 @@ fn refused<'d>(
 fn place(destination: &Destination, port: usize, percent: f64, method: &Method, now: admit::window::Millis) -> Where {
     let instances = destination.ports.get(port).map_or(&[][..], |p| &p.ready);
     let given = |text: &str| Some(text.to_owned()).filter(|t| !t.is_empty());
-    let whole_open = admit::standing(destination.circuit.as_ref(), now) == Standing::Out;
     Where {
         service: destination.service.to_string(),
         version: given(&destination.version),
         weight: destination.weight,
         percent,
-        circuit: instances
+        circuit: instances.iter().find_map(|i| i.circuit.as_ref()).map(|c| c.settings.name.to_string()),
+        retry: instances
             .iter()
-            .find_map(|i| i.circuit.as_ref())
-            .or(destination.circuit.as_ref())
-            .map(|c| c.settings.name.to_string()),
-        retry: destination.retry.as_deref().map(|policy| retry(policy, method)),
+            .find_map(|i| i.retry.as_deref())
+            .or(destination.retry.as_deref())
+            .map(|policy| retry(policy, method)),
         instances: instances
             .iter()
             .map(|instance| InstanceState {
                 address: instance.address.to_string(),
                 name: given(&instance.name),
                 version: given(&instance.version),
-                circuit: instance.circuit.as_ref().or(destination.circuit.as_ref()).map(|c| word(c.breaker.state())),
-                available: !whole_open && admit::standing(instance.circuit.as_ref(), now) != Standing::Out,
+                circuit: instance.circuit.as_ref().map(|c| word(c.breaker.state())),
+                available: admit::standing(instance.circuit.as_ref(), now) != Standing::Out,
             })
             .collect(),
     }

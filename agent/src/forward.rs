@@ -3,10 +3,9 @@
 //! Keeps true:
 //! - This is the one seam to the HTTP library on the upstream side: connect, check out, send.
 //! - A request that hyper hands back unsent is sent on a new connection at once; that is no retry, for nothing was sent.
-//! - A kept connection that breaks off before any reply is a failure of its own, [`Failure::Stale`]: whoever asks knows whether the
-//!   request may be sent once more.
+//! - A kept connection that breaks off before any reply is [`Failure::stale`]: whoever asks knows whether the request may be sent once
+//!   more.
 
-use std::io::{self, ErrorKind};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -26,8 +25,11 @@ use crate::worker::Worker;
 
 /// Free connections.
 pub mod pool;
+/// Whether a connection has ended.
+mod watched;
 
-use pool::Lease;
+use pool::{Http2, Lease, Stream};
+use watched::Watched;
 
 /// How long a connection may take to be made; a policy's timeouts may be shorter.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -57,16 +59,16 @@ pub enum Connection {
 
 /// How a try failed before it had the head of a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Failure {
-    /// A kept connection broke off: most likely the instance had just closed it.
-    Stale,
-    /// Otherwise.
-    Of(Outcome),
+pub struct Failure {
+    /// As what.
+    pub outcome: Outcome,
+    /// On a kept connection, which broke off: most likely the instance had just closed it.
+    pub stale: bool,
 }
 
 impl From<Outcome> for Failure {
     fn from(outcome: Outcome) -> Self {
-        Self::Of(outcome)
+        Self { outcome, stale: false }
     }
 }
 
@@ -84,7 +86,7 @@ pub async fn send(
     connection: Connection,
 ) -> Result<(Response<Incoming>, Lease), Failure> {
     if speaks_http2(instance, version) {
-        Ok(send_http2(worker, instance, for_http2(request)?).await?)
+        send_http2(worker, instance, for_http2(request)?, connection == Connection::Kept).await
     } else {
         // A connection that is upgraded never comes back, so none of the kept ones is spent on it.
         let kept = connection == Connection::Kept && !upgrade;
@@ -119,8 +121,7 @@ async fn send_http1(
             Ok(response) => return Ok((response, worker.pool.lease(id, sender, with_body))),
             Err(mut error) => match error.take_message() {
                 Some(unsent) => request = unsent,
-                None if broke_off(error.error()) => return Err(Failure::Stale),
-                None => return Err(Outcome::Reset.into()),
+                None => return Err(Failure { outcome: Outcome::Reset, stale: has_broken_off(error.error()) }),
             },
         }
     }
@@ -132,61 +133,64 @@ async fn send_http1(
     }
 }
 
+/// Whether the connection ended, or failed, before there was a whole head.
+fn has_broken_off(error: &hyper::Error) -> bool {
+    let source = std::error::Error::source(error);
+    error.is_incomplete_message() || source.is_some_and(|source| source.is::<std::io::Error>())
+}
+
 async fn send_http2(
     worker: &Rc<Worker>,
     instance: &Instance,
     mut request: Request<RequestBody>,
-) -> Result<(Response<Incoming>, Lease), Outcome> {
+    kept: bool,
+) -> Result<(Response<Incoming>, Lease), Failure> {
     let id = instance.load.id;
-    if let Some(mut sender) = worker.pool.http2(id)
-        && sender.ready().await.is_ok()
-    {
-        match sender.try_send_request(request).await {
-            Ok(response) => return Ok((response, Lease::Shared)),
+    while kept && let Some(mut connection) = worker.pool.http2(id) {
+        let stream = connection.open();
+        match connection.sender.try_send_request(request).await {
+            Ok(response) => return Ok((response, Lease::Http2(stream))),
             Err(mut error) => match error.take_message() {
-                Some(unsent) => request = unsent,
-                None => return Err(stream_outcome(error.error())),
+                Some(unsent) => {
+                    worker.pool.forget_http2(id, &connection);
+                    request = unsent;
+                }
+                None => return Err(stream_failure(error.error(), &stream, true)),
             },
         }
     }
-    let mut sender = Box::pin(connect_http2(instance)).await?;
-    worker.pool.keep_http2(id, sender.clone());
-    match sender.send_request(request).await {
-        Ok(response) => Ok((response, Lease::Shared)),
-        Err(error) => Err(stream_outcome(&error)),
+    let mut connection = Box::pin(connect_http2(instance)).await?;
+    let stream = connection.open();
+    worker.pool.keep_http2(id, connection.clone());
+    match connection.sender.send_request(request).await {
+        Ok(response) => Ok((response, Lease::Http2(stream))),
+        Err(error) => Err(stream_failure(&error, &stream, false)),
     }
 }
 
-/// Whether the instance closed the connection, in whatever way, before anything came of a reply.
-fn broke_off(error: &hyper::Error) -> bool {
-    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<io::Error>());
-    error.is_incomplete_message()
-        || cause.is_some_and(|cause| matches!(cause.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe))
-}
-
-/// A stream that was refused was not looked at (RFC 9113 section 8.7); any other end of it is a reset.
-fn stream_outcome(error: &hyper::Error) -> Outcome {
+/// A stream that was refused, by itself (RFC 9113 section 8.7) or by the GOAWAY of a connection that goes on for others (section 6.8), was
+/// not looked at; any other end of it is a reset. `kept`: the connection was used before.
+fn stream_failure(error: &hyper::Error, stream: &Stream, kept: bool) -> Failure {
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
         if let Some(h2) = cause.downcast_ref::<h2::Error>() {
-            return if h2.reason() == Some(h2::Reason::REFUSED_STREAM) {
-                Outcome::RefusedStream
-            } else {
-                Outcome::Reset
-            };
+            let turned_away = h2.is_go_away() && h2.is_remote();
+            let refused = h2.reason() == Some(h2::Reason::REFUSED_STREAM) || (turned_away && !stream.is_cut());
+            let outcome = if refused { Outcome::RefusedStream } else { Outcome::Reset };
+            return Failure { outcome, stale: kept && turned_away };
         }
         source = cause.source();
     }
-    Outcome::Reset
+    Failure { outcome: Outcome::Reset, stale: kept && has_broken_off(error) }
 }
 
-async fn connect(instance: &Instance) -> Result<TokioIo<TcpStream>, Outcome> {
+async fn connect(instance: &Instance) -> Result<TcpStream, Outcome> {
     let connecting = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(instance.address));
     match connecting.await {
         Ok(Ok(stream)) => {
             // Small writes must not wait for others; a socket that refuses the option still works.
             let _ = stream.set_nodelay(true);
-            Ok(TokioIo::new(stream))
+            Ok(stream)
         }
         Ok(Err(error)) => {
             tracing::debug!(address = %instance.address, %error, "cannot connect");
@@ -197,7 +201,7 @@ async fn connect(instance: &Instance) -> Result<TokioIo<TcpStream>, Outcome> {
 }
 
 async fn connect_http1(instance: &Instance, upgrade: bool) -> Result<http1::SendRequest<RequestBody>, Outcome> {
-    let io = connect(instance).await?;
+    let io = TokioIo::new(connect(instance).await?);
     let (sender, connection) = http1::Builder::new()
         .max_headers(MAX_FIELDS)
         .max_header_size(MAX_HEADER_BYTES)
@@ -215,19 +219,20 @@ async fn connect_http1(instance: &Instance, upgrade: bool) -> Result<http1::Send
 /// What the fields of a reply's head, or of its trailers, may be on HTTP/2; of what is longer the library drops some.
 const MOST_HEADER_LIST: u32 = 4 * MAX_HEADER_BYTES as u32;
 
-async fn connect_http2(instance: &Instance) -> Result<http2::SendRequest<RequestBody>, Outcome> {
-    let io = connect(instance).await?;
+async fn connect_http2(instance: &Instance) -> Result<Http2, Outcome> {
+    let (io, ended) = Watched::new(connect(instance).await?);
     let (sender, connection) = http2::Builder::new(LocalExecutor)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(MOST_HEADER_LIST)
-        .handshake(io)
+        // Until the peer says how many it takes: the streams above that number would be refused.
+        .initial_max_send_streams(1)
+        .handshake(TokioIo::new(io))
         .await
         .map_err(|_| Outcome::ConnectFailure)?;
-    tokio::task::spawn_local(async move {
-        let _ = connection.await;
-    });
-    Ok(sender)
+    let connection = Http2::new(sender, connection, ended);
+    tokio::task::spawn_local(connection.run());
+    Ok(connection)
 }
 
 /// A request for HTTP/1.1: origin form; cookies in one field (RFC 9113 section 8.2.3).

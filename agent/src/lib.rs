@@ -21,6 +21,8 @@ pub mod clock;
 pub mod explain;
 /// One try.
 pub mod forward;
+/// Ids of requests and traces.
+pub mod ids;
 /// Interim replies.
 pub mod interim;
 /// Notes about a caller's connection.

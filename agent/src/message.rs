@@ -14,6 +14,7 @@ use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, Method, Response, StatusCode, Uri, Version};
 
+use crate::ids;
 use crate::refusal::{Reason, Refusal};
 
 /// Header fields that a request may have; RFC 9110 leaves the number to us.
@@ -38,6 +39,10 @@ pub struct Facts {
     pub has_deadline: bool,
     /// Another agent on the way counts its tries.
     pub already_retried: bool,
+    /// It has an `x-request-id`.
+    pub request_id: bool,
+    /// It has one `traceparent`, which can be read.
+    pub trace: bool,
 }
 
 /// Checks a request's head and takes out of it what is not for the instance. Afterwards the target is in origin form (or `*`) and
@@ -50,7 +55,7 @@ pub fn prepare(parts: &mut Parts) -> Result<Facts, Refusal> {
         return Err(Refusal::new(Reason::NotSupported, "CONNECT is not done here"));
     }
     let mut facts = Facts::default();
-    let (mut count, mut bytes, mut lengths) = (0, 0, 0);
+    let (mut count, mut bytes, mut lengths, mut traces) = (0, 0, 0, 0);
     let (mut hop_by_hop, mut max_forwards) = (false, false);
     for (name, value) in &parts.headers {
         count += 1;
@@ -63,6 +68,11 @@ pub fn prepare(parts: &mut Parts) -> Result<Facts, Refusal> {
             }
             "grpc-timeout" | "x-request-timeout" => facts.has_deadline = true,
             "x-switchyard-attempt" => facts.already_retried = true,
+            "x-request-id" => facts.request_id = true,
+            "traceparent" => {
+                traces += 1;
+                facts.trace = traces == 1 && ids::is_traceparent(value.as_bytes());
+            }
             "expect" => facts.expects_continue = value.as_bytes().eq_ignore_ascii_case(b"100-continue"),
             "content-type" => facts.grpc = names_grpc(value),
             "content-length" => lengths += 1,

@@ -21,6 +21,8 @@ pub struct Exchange {
     pub start: Instant,
     service: Option<usize>,
     at: Option<At>,
+    /// The rule that no instance could be found for, and the destination that was drawn.
+    turned_away: Option<(Option<u32>, Option<usize>)>,
     status: u16,
     refused: Option<Reason>,
 }
@@ -37,6 +39,7 @@ impl Exchange {
             start,
             service: None,
             at: None,
+            turned_away: None,
             status: 0,
             refused: None,
         }
@@ -50,6 +53,11 @@ impl Exchange {
     /// It goes there; a later try may go elsewhere, and the last one counts.
     pub fn chosen(&mut self, at: At) {
         self.at = Some(at);
+    }
+
+    /// No instance could be found for it, by this rule and in this destination.
+    pub fn turned_away(&mut self, rule: Option<u32>, destination: Option<usize>) {
+        self.turned_away = Some((rule, destination));
     }
 
     /// The status that the caller sees, or for gRPC the HTTP status that stands for it.
@@ -75,9 +83,14 @@ impl Drop for Exchange {
                 None => self.worker.shared.unrouted.refuse(worker, reason),
             }
         }
-        if let Some(at) = self.at {
-            let took = now.saturating_duration_since(self.start);
-            self.table.instance(at).series.count(worker, self.status, took);
-        }
+        let series = match (self.at, self.service, self.turned_away) {
+            (Some(at), _, _) => &self.table.instance(at).series,
+            (None, Some(service), Some((rule, destination))) => {
+                let rule = self.table.at(service).rule(rule);
+                destination.and_then(|d| rule.destinations.get(d)).map_or(&rule.series, |d| &d.series)
+            }
+            _ => return,
+        };
+        series.count(worker, self.status, now.saturating_duration_since(self.start));
     }
 }

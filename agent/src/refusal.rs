@@ -30,6 +30,8 @@ pub enum Reason {
     NoInstances,
     /// The circuit is open.
     CircuitOpen,
+    /// Its body did not come in time.
+    RequestTimeout,
     /// It took longer than it may.
     UpstreamTimeout,
     /// The instance could not be reached.
@@ -40,13 +42,14 @@ pub enum Reason {
 
 impl Reason {
     /// All reasons, for counters.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::BadRequest,
         Self::HeadersTooLarge,
         Self::NotSupported,
         Self::NoRoute,
         Self::NoInstances,
         Self::CircuitOpen,
+        Self::RequestTimeout,
         Self::UpstreamTimeout,
         Self::UpstreamConnect,
         Self::UpstreamReset,
@@ -61,6 +64,7 @@ impl Reason {
             Self::NoRoute => "no-route",
             Self::NoInstances => "no-instances",
             Self::CircuitOpen => "circuit-open",
+            Self::RequestTimeout => "request-timeout",
             Self::UpstreamTimeout => "upstream-timeout",
             Self::UpstreamConnect => "upstream-connect",
             Self::UpstreamReset => "upstream-reset",
@@ -75,6 +79,7 @@ impl Reason {
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::NoInstances | Self::CircuitOpen => StatusCode::SERVICE_UNAVAILABLE,
             Self::UpstreamConnect | Self::UpstreamReset => StatusCode::BAD_GATEWAY,
+            Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
         }
     }
@@ -84,7 +89,7 @@ impl Reason {
         match self {
             Self::BadRequest | Self::HeadersTooLarge => "13",
             Self::NotSupported | Self::NoRoute => "12",
-            Self::UpstreamTimeout => "4",
+            Self::RequestTimeout | Self::UpstreamTimeout => "4",
             Self::NoInstances | Self::CircuitOpen | Self::UpstreamConnect | Self::UpstreamReset => "14",
         }
     }

@@ -2,12 +2,14 @@
 //! try went: for gRPC the status in the trailers, else whether the reply came whole.
 //!
 //! Keeps true: a reply that was cut on one side is cut on the other. An error here makes hyper break off the connection (or
-//! reset the stream), never end the body as if it were complete. What came before the cut goes out before it.
+//! reset the stream), never end the body as if it were complete. What came before the cut, or before the limit was over, goes out
+//! before it.
 
+use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -15,12 +17,19 @@ use hyper::body::Incoming;
 use tokio::time::Sleep;
 
 use crate::admit::Permit;
-use crate::body::{BodyError, grpc_status};
+use crate::body::{BodyError, Coming, grpc_status};
+use crate::clock;
 use crate::forward::pool::Lease;
 use crate::message;
 use crate::record::Exchange;
 use crate::table::Outcome;
 use crate::worker::Caller;
+
+/// A probe is judged by its reply's end, but others wait for it, and a stream may last for hours: one that has gone well for so long is
+/// well.
+const LONGEST_PROBE: Duration = Duration::from_secs(3);
+/// The library writes at the latest when it has so many bytes; until then nothing of a reply may have been written.
+const UNWRITTEN: u64 = 256 * 1024;
 
 /// A reply that streams by.
 #[derive(Debug)]
@@ -28,7 +37,12 @@ pub struct Relay {
     body: Incoming,
     status: u16,
     grpc: bool,
-    deadline: Option<Pin<Box<Sleep>>>,
+    limit: Option<Limit>,
+    /// How the request's body comes, where it has one.
+    coming: Option<Rc<Cell<Coming>>>,
+    waiting: Waiting,
+    /// Bytes that came.
+    came: u64,
     /// Its end is marked, on HTTP/2: a stream that is closed without the mark was cut.
     ends_by_mark: bool,
     /// It was cut, and hyper has not been told yet.
@@ -37,22 +51,97 @@ pub struct Relay {
     open_ended: Option<Rc<Caller>>,
     // In the order in which they are let go: the connection first, so that the next request of this caller can have it.
     lease: Option<Lease>,
-    permit: Option<Permit>,
+    unjudged: Unjudged,
     exchange: Option<Exchange>,
 }
 
-impl Relay {
-    /// A relay for a reply whose head said `status`. `permit` is there while the try is not judged yet.
-    pub fn new(body: Incoming, status: u16, grpc: bool, lease: Lease, permit: Permit) -> Self {
-        let ends_by_mark = matches!(lease, Lease::Shared);
-        let (deadline, cut, open_ended, exchange) = (None, None, None, None);
-        let (lease, permit) = (Some(lease), Some(permit));
-        Self { body, status, grpc, deadline, ends_by_mark, cut, open_ended, lease, permit, exchange }
+/// Whether the instance was asked for more, and had none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Waiting {
+    No,
+    /// And the limit was not over then.
+    InTime,
+    /// When the limit was over already: until then it was the caller that asked for no more.
+    TooLate,
+}
+
+/// When a reply must be whole.
+#[derive(Debug)]
+struct Limit {
+    sleep: Pin<Box<Sleep>>,
+    /// The rule's and the policy's limit; the caller's own may be over sooner.
+    ours: Option<Instant>,
+}
+
+/// A try of which the end is not known yet.
+#[derive(Debug)]
+enum Unjudged {
+    /// It has been told.
+    Nothing,
+    Try(Permit),
+    /// One that others wait for; taken out by whatever comes first, the end or [`LONGEST_PROBE`].
+    Probe(Rc<RefCell<Option<Permit>>>),
+}
+
+impl Unjudged {
+    fn of(permit: Permit, so_far: Outcome) -> Self {
+        if !permit.is_probe() {
+            return Self::Try(permit);
+        }
+        let permit = Rc::new(RefCell::new(Some(permit)));
+        let probe = Rc::downgrade(&permit);
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(LONGEST_PROBE).await;
+            let permit = probe.upgrade().and_then(|permit| permit.borrow_mut().take());
+            permit.into_iter().for_each(|mut permit| permit.close(so_far));
+        });
+        Self::Probe(permit)
     }
 
-    /// The reply must be whole by then.
-    pub fn until(&mut self, deadline: Instant) {
-        self.deadline = Some(Box::pin(tokio::time::sleep_until(deadline.into())));
+    fn take(&mut self) -> Option<Permit> {
+        match std::mem::replace(self, Self::Nothing) {
+            Self::Nothing => None,
+            Self::Try(permit) => Some(permit),
+            Self::Probe(permit) => permit.borrow_mut().take(),
+        }
+    }
+}
+
+impl Relay {
+    /// A relay for a reply whose head said `status`.
+    pub fn new(body: Incoming, status: u16, grpc: bool, lease: Lease, permit: Permit) -> Self {
+        let unjudged = Unjudged::of(permit, Outcome::Reply { status, grpc: None });
+        let ends_by_mark = matches!(lease, Lease::Http2(_));
+        let (limit, coming, cut, open_ended, exchange) = (None, None, None, None, None);
+        Self {
+            body,
+            status,
+            grpc,
+            limit,
+            coming,
+            waiting: Waiting::No,
+            came: 0,
+            ends_by_mark,
+            cut,
+            open_ended,
+            lease: Some(lease),
+            unjudged,
+            exchange,
+        }
+    }
+
+    /// The reply must be whole by `deadline`. `ours` is the limit that the caller did not set itself.
+    pub fn until(&mut self, deadline: Instant, ours: Option<Instant>) {
+        self.limit = Some(Limit { sleep: Box::pin(tokio::time::sleep_until(deadline.into())), ours });
+    }
+
+    /// The request has a body, which comes so.
+    pub fn while_coming(&mut self, coming: Option<Rc<Cell<Coming>>>) {
+        self.coming = coming;
+    }
+
+    fn coming(&self) -> Option<Coming> {
+        self.coming.as_deref().map(Cell::get)
     }
 
     /// The caller learns the end of it by the end of its connection alone, which is to be no end like others until all has come.
@@ -73,14 +162,9 @@ impl Relay {
 
     /// Tells the circuits how the try went, before its end is seen.
     pub fn judge(&mut self, outcome: Outcome) {
-        if let Some(mut permit) = self.permit.take() {
+        if let Some(mut permit) = self.unjudged.take() {
             permit.close(outcome);
         }
-    }
-
-    /// Whether the try decides about a circuit that is half-open.
-    pub fn is_probe(&self) -> bool {
-        self.permit.as_ref().is_some_and(Permit::is_probe)
     }
 
     /// The next frame.
@@ -88,12 +172,32 @@ impl Relay {
         if let Some(cut) = self.cut.take() {
             return Poll::Ready(Some(Err(cut)));
         }
-        if let Some(deadline) = &mut self.deadline
-            && deadline.as_mut().poll(cx).is_ready()
+        if (self.waiting != Waiting::No || self.came > UNWRITTEN)
+            && let Some(limit) = &mut self.limit
+            && limit.sleep.as_mut().poll(cx).is_ready()
         {
-            return self.cut(Outcome::Timeout, "the reply took longer than it may".into(), cx);
+            let outcome = match (self.waiting, limit.ours) {
+                (Waiting::InTime, ours) => overdue(self.coming(), ours, clock::now()),
+                (Waiting::TooLate, _) => Outcome::CallersLimit,
+                (Waiting::No, _) => Outcome::CallersBody,
+            };
+            return self.cut(outcome, "the reply took longer than it may".into(), cx);
         }
-        match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        self.waiting = match &mut self.limit {
+            _ if polled.is_ready() => Waiting::No,
+            None => Waiting::InTime,
+            Some(limit) => {
+                if limit.sleep.as_mut().poll(cx).is_ready() {
+                    // What there is goes out first, and then it is cut.
+                    cx.waker().wake_by_ref();
+                    Waiting::TooLate
+                } else {
+                    Waiting::InTime
+                }
+            }
+        };
+        match ready!(polled) {
             // hyper takes a stream that is reset with NO_ERROR for one that has ended.
             None if self.ends_by_mark && !self.body.is_end_stream() => {
                 self.cut(Outcome::Reset, "the stream was closed before the reply's end".into(), cx)
@@ -102,8 +206,13 @@ impl Relay {
                 self.end(Outcome::Reply { status: self.status, grpc: None });
                 Poll::Ready(None)
             }
-            Some(Err(error)) => self.cut(Outcome::Reset, error.into(), cx),
+            Some(Err(error)) => {
+                // An instance breaks off too when the request's own body does.
+                let failed = self.coming() == Some(Coming::Failed);
+                self.cut(if failed { Outcome::CallersFault } else { Outcome::Reset }, error.into(), cx)
+            }
             Some(Ok(mut frame)) => {
+                self.came += frame.data_ref().map_or(0, |data| data.len() as u64);
                 if let Some(trailers) = frame.trailers_mut() {
                     if !message::prepare_trailers(trailers) {
                         return self.cut(Outcome::Reset, "the trailers are too long".into(), cx);
@@ -112,9 +221,6 @@ impl Relay {
                     self.end(Outcome::Reply { status: self.status, grpc });
                 } else if self.body.is_end_stream() {
                     self.end(Outcome::Reply { status: self.status, grpc: None });
-                } else if self.is_probe() {
-                    // A stream may last for hours, and others wait for the probe: an instance that sends a message is well.
-                    self.judge(Outcome::Reply { status: self.status, grpc: None });
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
@@ -162,6 +268,17 @@ impl Relay {
     }
 }
 
+/// What a try is that was waited for until a limit was over: the instance's fault only if it had all that the caller was to send, and
+/// all the time that the rule and the policy give it.
+pub fn overdue(coming: Option<Coming>, ours: Option<Instant>, now: Instant) -> Outcome {
+    match coming {
+        Some(Coming::Failed) => Outcome::CallersFault,
+        Some(Coming::Awaited) => Outcome::CallersBody,
+        _ if ours.is_some_and(|ours| ours <= now) => Outcome::Timeout,
+        _ => Outcome::CallersLimit,
+    }
+}
+
 /// The status under which a request is counted: a gRPC failure counts as the HTTP status that means the same.
 pub fn seen_status(status: u16, outcome: Outcome) -> u16 {
     match outcome {
@@ -176,7 +293,8 @@ pub fn seen_status(status: u16, outcome: Outcome) -> u16 {
             _ => 500,
         },
         Outcome::Reply { status, .. } => status,
-        Outcome::Timeout => 504,
+        Outcome::Timeout | Outcome::CallersLimit => 504,
+        Outcome::CallersBody => 408,
         Outcome::CallersFault => 400,
         Outcome::ConnectFailure | Outcome::RefusedStream | Outcome::Reset => 502,
     }

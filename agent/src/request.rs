@@ -18,7 +18,8 @@ use http_body::Body;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 
-use crate::body::{ReplyBody, RequestBody};
+use crate::admit::Permit;
+use crate::body::{Coming, ReplyBody, RequestBody};
 use crate::choose::{self, Tried};
 use crate::classify::{self, Verdict};
 use crate::forward::{self, Connection, Failure};
@@ -27,12 +28,12 @@ use crate::matching::{self, View};
 use crate::message::{self, Facts};
 use crate::record::Exchange;
 use crate::refusal::{Reason, Refusal};
-use crate::reply::Relay;
+use crate::reply::{Relay, overdue};
 use crate::retry::replay::Replayable;
 use crate::retry::{self, Next, Tries};
 use crate::table::{At, Outcome, RetrySettings, Rule};
 use crate::worker::{Caller, TableRef, Worker};
-use crate::{clock, tunnel};
+use crate::{clock, ids, tunnel};
 
 /// Says, on every request that may be retried, which try it is; an agent that sees it does not retry by itself.
 pub const ATTEMPT: HeaderName = HeaderName::from_static("x-switchyard-attempt");
@@ -100,7 +101,7 @@ async fn serve(
     worker: &Rc<Worker>,
     table: &TableRef,
     exchange: &mut Exchange,
-    parts: Parts,
+    mut parts: Parts,
     body: Incoming,
     facts: Facts,
     interim: Option<Arc<Interim>>,
@@ -122,10 +123,13 @@ async fn serve(
     let rule_at = matching::first(service, &view).map(|entry| entry.rule);
     let rule = service.rule(rule_at);
 
+    // After the match, which is about what the caller sent.
+    worker.with_rng(|rng| ids::complete(&mut parts.headers, &facts, rng));
     let mut call = Call::new(parts, body, facts, exchange.start, rule);
     call.interim = interim;
     let (mut tried, mut tries) = (Tried::default(), Tries::default());
     let mut last: Option<Failed> = None;
+    let mut connection = Connection::Kept;
     loop {
         let place = (service_at, rule_at, port);
         let chosen = choose::instance(worker, table, place, &tried, clock::now());
@@ -139,18 +143,23 @@ async fn serve(
                 service.runtime.retries.count(worker.index, failed.outcome.word(), "no-instance");
                 return failed.stands();
             }
-            (Err(refusal), None) => return Err(refusal),
+            (Err(refused), None) => {
+                exchange.turned_away(rule_at, refused.destination);
+                return Err(refused.refusal);
+            }
         };
         exchange.chosen(at);
-        let policy = table.destination(at).retry.as_deref().filter(|p| p.max_retries > 0 && !facts.upgrade);
+        let policy = table.instance(at).retry.as_deref();
+        call.under(policy);
+        let retrying = policy.filter(|p| p.max_retries > 0 && !facts.upgrade);
         if tries.retries == 0
-            && let Some(policy) = policy
+            && let Some(policy) = retrying
         {
             policy.budget.deposit(worker.index, worker.millis(exchange.start));
         }
-        call.under(policy);
-        let (outcome, reply) = attempt(worker, table, &mut call, at, permit, policy, tries.retries).await;
-        let Some(policy) = policy else { return Failed { outcome, reply }.stands() };
+        let Failed { outcome, reply, stale } =
+            attempt(worker, table, &mut call, (at, connection), permit, policy, tries.retries).await;
+        let Some(policy) = retrying else { return Failed { outcome, reply, stale }.stands() };
 
         let counters = &service.runtime.retries;
         if let Some(reason) = tries.reason.take() {
@@ -162,7 +171,8 @@ async fn serve(
             method: &call.parts.method,
             already_retried: call.facts.already_retried,
             replayable: call.replayable(),
-            deadline: call.deadline,
+            deadline: call.deadline(),
+            stale,
         };
         let asked = reply.as_ref().and_then(|r| retry::retry_after(&r.head.headers));
         let time = (now, worker.millis(now));
@@ -170,74 +180,90 @@ async fn serve(
         match next {
             Next::Again { after } => {
                 tries.reason = Some(outcome.word());
-                last = Some(Failed { outcome, reply });
+                last = Some(Failed { outcome, reply, stale });
+                connection = if stale { Connection::New } else { Connection::Kept };
                 if policy.avoid_previous_instances {
                     tried.places.push(at);
                 }
                 tried.destination = Some(at.destination).filter(|_| !policy.rechoose_destination);
-                tokio::time::sleep(after).await;
+                if !after.is_zero() {
+                    tokio::time::sleep(after).await;
+                }
             }
             Next::Stop(why) => {
                 if let Some(word) = why.word() {
                     counters.count(worker.index, outcome.word(), word);
                 }
-                return Failed { outcome, reply }.stands();
+                return Failed { outcome, reply, stale }.stands();
             }
         }
     }
 }
 
-/// One try at one instance, and what its head says.
+/// One try at one instance, and what its head says. Without a policy it may be sent once more on a new connection, when the kept one had
+/// been closed; with one, that is a retry, and not done here.
 async fn attempt(
     worker: &Rc<Worker>,
     table: &TableRef,
     call: &mut Call,
-    at: At,
-    mut permit: crate::admit::Permit,
+    (at, connection): (At, Connection),
+    mut permit: Permit,
     policy: Option<&RetrySettings>,
     retries: u32,
-) -> (Outcome, Option<Reply>) {
-    let again = call.outlives_a_stale_connection();
-    let last = !again && policy.is_none_or(|p| retries >= p.max_retries);
-    let deadline = call.try_deadline(policy);
+) -> Failed {
+    let again = policy.is_none() && call.outlives_a_stale_connection();
+    let last = !again && (call.facts.already_retried || policy.is_none_or(|p| retries >= p.max_retries));
+    let limits = call.limits(policy);
     let version = call.parts.version;
     // The library does not tell of a 100 on HTTP/2, so nobody waits for one there.
     let expects = call.facts.expects_continue && !forward::speaks_http2(table.instance(at), version);
     let upgrade = call.facts.upgrade;
+    let coming = call.body.coming();
+    if coming.is_some() {
+        permit.with_body();
+    }
     let sent = {
         // Pinned where it is: it is large, and would be copied whenever it is passed on.
         let mut sending = std::pin::pin!(async {
-            let mut kept = Connection::Kept;
+            let mut connection = connection;
             loop {
-                let request = call.request(policy.is_some(), retries, last);
+                let counted = policy.is_some_and(|p| p.max_retries > 0) && !upgrade;
+                let request = call.request(counted, retries, last);
                 let expects = expects && !request.body().is_end_stream();
                 let request = interim::listen(request, call.interim.as_ref(), expects);
-                match forward::send(worker, table.instance(at), request, version, upgrade, kept).await {
-                    Err(Failure::Stale) if again && matches!(kept, Connection::Kept) => kept = Connection::New,
-                    Err(Failure::Stale) => return Err(Outcome::Reset),
-                    Err(Failure::Of(outcome)) => return Err(outcome),
-                    Ok(sent) => return Ok(sent),
+                match forward::send(worker, table.instance(at), request, version, upgrade, connection).await {
+                    Err(failure) if failure.stale && again && connection == Connection::Kept => {
+                        connection = Connection::New
+                    }
+                    sent => return sent,
                 }
             }
         });
-        match deadline {
-            Some(deadline) => {
-                tokio::time::timeout_at(deadline.into(), sending.as_mut()).await.unwrap_or(Err(Outcome::Timeout))
-            }
+        match limits.deadline() {
+            Some(deadline) => match tokio::time::timeout_at(deadline.into(), sending.as_mut()).await {
+                // What comes with the last tick of the clock comes too late as well.
+                Ok(sent) if clock::now() < deadline => sent,
+                _ => Err(overdue(coming.as_deref().map(Cell::get), limits.ours, clock::now()).into()),
+            },
             None => sending.await,
         }
     };
     let sent = sent.and_then(|(mut response, lease)| match message::prepare_reply(&mut response) {
         true => Ok((response, lease)),
         // As much as no reply: nobody can say where it ends.
-        false => Err(Outcome::Reset),
+        false => Err(Failure::from(Outcome::Reset)),
     });
     let (response, lease) = match sent {
         Ok(sent) => sent,
-        Err(outcome) => {
-            let outcome = if call.body.failed() { Outcome::CallersFault } else { outcome };
-            permit.close(outcome);
-            return (outcome, None);
+        Err(Failure { outcome, stale }) => {
+            let failed = coming.is_some_and(|coming| coming.get() == Coming::Failed);
+            let outcome = if failed { Outcome::CallersFault } else { outcome };
+            // That a kept connection had been closed is no news of the instance where it costs nobody a reply.
+            let sent_again = stale && !last && policy.is_some_and(|p| p.methods.contains(&call.parts.method));
+            if !sent_again {
+                permit.close(outcome);
+            }
+            return Failed { outcome, reply: None, stale };
         }
     };
     permit.answered();
@@ -245,33 +271,39 @@ async fn attempt(
     let (head, body) = response.into_parts();
     let status = head.status.as_u16();
     let mut relay = Box::new(Relay::new(body, status, verdict == Verdict::Open, lease, permit));
-    if let Some(deadline) = deadline {
-        relay.until(deadline);
+    relay.while_coming(coming);
+    if let Some(deadline) = limits.deadline() {
+        relay.until(deadline, limits.ours);
     }
     let outcome = match verdict {
         Verdict::Open => Outcome::Reply { status, grpc: None },
         Verdict::Known(outcome) => {
-            // A good reply may still be cut; only a probe, which others wait for, is judged by its head.
-            if status >= 400 || relay.is_probe() || call.facts.grpc {
+            // A good reply may still be cut.
+            if status >= 400 || call.facts.grpc {
                 relay.judge(outcome);
             }
             outcome
         }
     };
-    (outcome, Some(Reply { head, relay }))
+    Failed { outcome, reply: Some(Reply { head, relay }), stale: false }
 }
 
 /// A try that may be followed by another.
 struct Failed {
     outcome: Outcome,
     reply: Option<Reply>,
+    /// It was sent on a kept connection, which broke off before any reply.
+    stale: bool,
 }
 
 impl Failed {
     /// It is not followed: its reply is the answer, or that there is none.
     fn stands(self) -> Result<Reply, Refusal> {
         self.reply.ok_or_else(|| match self.outcome {
-            Outcome::Timeout => Refusal::new(Reason::UpstreamTimeout, "the instance took longer than it may"),
+            Outcome::Timeout | Outcome::CallersLimit => {
+                Refusal::new(Reason::UpstreamTimeout, "the instance took longer than it may")
+            }
+            Outcome::CallersBody => Refusal::new(Reason::RequestTimeout, "the request's body did not come in time"),
             Outcome::CallersFault => Refusal::new(Reason::BadRequest, "the request's body cannot be read to its end"),
             Outcome::ConnectFailure => Refusal::new(Reason::UpstreamConnect, "the instance could not be reached"),
             _ => Refusal::new(Reason::UpstreamReset, "the instance broke off before it answered"),
@@ -309,27 +341,47 @@ struct Call {
     body: Source,
     facts: Facts,
     start: Instant,
-    /// It must be answered by then: by the rule, the policy and the caller, whichever is first.
-    deadline: Option<Instant>,
+    /// It must be answered by then, as the caller says ...
+    callers: Option<Instant>,
+    /// ... and as the rule and the policy say.
+    ours: Option<Instant>,
     try_timeout: Option<Duration>,
     /// Where interim replies go, if the caller takes them.
     interim: Option<Arc<Interim>>,
 }
 
+/// When a try must be over.
+#[derive(Clone, Copy)]
+struct Limits {
+    callers: Option<Instant>,
+    /// The rule's and the policy's, for this try as for all.
+    ours: Option<Instant>,
+}
+
+impl Limits {
+    fn deadline(self) -> Option<Instant> {
+        earlier(self.callers, self.ours)
+    }
+}
+
+fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    [one, other].into_iter().flatten().min()
+}
+
 /// Where a try's body comes from.
 enum Source {
     Empty,
-    Once(Option<Incoming>, Rc<Cell<bool>>),
+    Once(Option<Incoming>, Rc<Cell<Coming>>),
     Many(Replayable),
 }
 
 impl Source {
-    /// Whether the caller broke off, or what it sent cannot be read.
-    fn failed(&self) -> bool {
+    /// How it comes from the caller; `None`: there is none.
+    fn coming(&self) -> Option<Rc<Cell<Coming>>> {
         match self {
-            Self::Empty => false,
-            Self::Once(_, failed) => failed.get(),
-            Self::Many(body) => body.failed(),
+            Self::Empty => None,
+            Self::Once(_, coming) => Some(Rc::clone(coming)),
+            Self::Many(body) => Some(body.coming()),
         }
     }
 }
@@ -337,23 +389,28 @@ impl Source {
 impl Call {
     fn new(parts: Parts, body: Incoming, facts: Facts, start: Instant, rule: &Rule) -> Self {
         let callers = facts.has_deadline.then(|| retry::callers_timeout(&parts.headers)).flatten();
-        let limits = [rule.request_timeout, callers];
-        let deadline = limits.into_iter().flatten().min().and_then(|limit| start.checked_add(limit));
+        let [callers, ours] =
+            [callers, rule.request_timeout].map(|limit| limit.and_then(|limit| start.checked_add(limit)));
         let body = if body.is_end_stream() { Source::Empty } else { Source::Once(Some(body), Rc::default()) };
-        Self { parts, body, facts, start, deadline, try_timeout: rule.try_timeout, interim: None }
+        Self { parts, body, facts, start, callers, ours, try_timeout: rule.try_timeout, interim: None }
     }
 
     /// The policy that holds for the next try: its time for all tries counts, and what it may need again is kept.
     fn under(&mut self, policy: Option<&RetrySettings>) {
         let Some(policy) = policy else { return };
         let limit = policy.timeout.and_then(|limit| self.start.checked_add(limit));
-        self.deadline = [self.deadline, limit].into_iter().flatten().min();
-        if let Source::Once(body, _) = &mut self.body
+        self.ours = earlier(self.ours, limit);
+        if policy.max_retries > 0
             && !self.facts.already_retried
+            && let Source::Once(body, _) = &mut self.body
             && let Some(body) = body.take()
         {
             self.body = Source::Many(Replayable::new(body, policy.max_body_bytes));
         }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        earlier(self.callers, self.ours)
     }
 
     fn replayable(&self) -> bool {
@@ -365,18 +422,18 @@ impl Call {
     }
 
     /// When the next try must be over.
-    fn try_deadline(&self, policy: Option<&RetrySettings>) -> Option<Instant> {
+    fn limits(&self, policy: Option<&RetrySettings>) -> Limits {
         let timeout = policy.and_then(|p| p.per_try_timeout).or(self.try_timeout);
         let per_try = timeout.and_then(|limit| clock::now().checked_add(limit));
-        [self.deadline, per_try].into_iter().flatten().min()
+        Limits { callers: self.callers, ours: earlier(self.ours, per_try) }
     }
 
     /// The request of the next try. The head is moved into the last one, and copied before. `counted`: it says which try it is.
     fn request(&mut self, counted: bool, retries: u32, last: bool) -> Request<RequestBody> {
         let body = match &mut self.body {
             Source::Empty => RequestBody::Empty,
-            Source::Once(body, failed) => match body.take() {
-                Some(body) => RequestBody::Stream(body, Rc::clone(failed)),
+            Source::Once(body, coming) => match body.take() {
+                Some(body) => RequestBody::Stream(body, Rc::clone(coming)),
                 None => RequestBody::Empty,
             },
             Source::Many(body) => RequestBody::Replay(body.next_try()),
@@ -394,9 +451,10 @@ impl Call {
     }
 
     /// Whether it may be sent once more on a new connection when a kept one broke off before any reply: nothing in its body, and an
-    /// idempotent method (RFC 9110 section 9.2.2). The instance most likely closed an idle connection.
+    /// idempotent method (RFC 9110 section 9.2.2). The instance most likely closed an idle connection. Not where another agent counts the
+    /// tries.
     fn outlives_a_stale_connection(&self) -> bool {
-        matches!(self.body, Source::Empty) && self.parts.method.is_idempotent()
+        matches!(self.body, Source::Empty) && self.parts.method.is_idempotent() && !self.facts.already_retried
     }
 }
 

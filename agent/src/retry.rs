@@ -4,6 +4,8 @@
 //! - Never past `maxRetries` (which has a ceiling of its own), the deadline, or the budget. A retry that waits has been
 //!   taken out of the budget already.
 //! - A request that an instance may have acted on is sent again only if its method is one that the policy lists.
+//! - A kept connection that breaks off before any reply most likely had just been closed: the request is sent again at once, whatever
+//!   the policy retries. It is a retry like any other in all else.
 //! - What another agent on the way retries is not retried here: the bound of a call holds end to end.
 
 use std::time::{Duration, Instant};
@@ -20,9 +22,6 @@ pub mod backoff;
 pub mod budget;
 /// Bodies that can be sent again.
 pub mod replay;
-
-/// A reply's `Retry-After` is waited for up to so long; a longer one is as good as a refusal.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 
 /// The tries of one request so far.
 #[derive(Debug, Default)]
@@ -46,6 +45,8 @@ pub struct Request<'a> {
     pub replayable: bool,
     /// It must be answered by then.
     pub deadline: Option<Instant>,
+    /// It was sent on a kept connection, which broke off before any reply.
+    pub stale: bool,
 }
 
 /// Whether a try is followed by another.
@@ -75,6 +76,8 @@ pub enum Why {
     Budget,
     /// The wait would end after the deadline.
     Deadline,
+    /// The instance asks for a longer wait than the policy has.
+    RetryAfter,
     /// Another agent retries it.
     AlreadyRetried,
 }
@@ -89,6 +92,7 @@ impl Why {
             Self::Body => Some("body"),
             Self::Budget => Some("budget"),
             Self::Deadline => Some("deadline"),
+            Self::RetryAfter => Some("retry-after"),
             Self::AlreadyRetried => Some("already-retried"),
         }
     }
@@ -104,7 +108,7 @@ pub fn after(
     (now, millis): (Instant, Millis),
     rng: &mut impl Rng,
 ) -> Next {
-    if !policy.retry_on.hold(outcome) {
+    if !policy.retry_on.hold(outcome) && !request.stale {
         return Next::Stop(Why::NotAsked);
     }
     if request.already_retried {
@@ -119,11 +123,15 @@ pub fn after(
     if !request.replayable {
         return Next::Stop(Why::Body);
     }
-    let mut wait = policy.backoff.delay(tries.retries + 1, tries.previous, rng);
-    tries.previous = wait;
+    let mut wait = Duration::ZERO;
+    if !request.stale {
+        wait = policy.backoff.delay(tries.retries + 1, tries.previous, rng);
+        tries.previous = wait;
+    }
     if let Some(asked) = retry_after.filter(|_| policy.respect_retry_after) {
-        if asked > MAX_RETRY_AFTER {
-            return Next::Stop(Why::Deadline);
+        // It said when, and that is later than the policy waits: sooner is no use.
+        if asked > Duration::from_millis(policy.backoff.max_ms) {
+            return Next::Stop(Why::RetryAfter);
         }
         wait = wait.max(asked);
     }
@@ -216,7 +224,8 @@ mod tests {
         after(policy, tries, request, outcome, None, now, &mut SmallRng::seed_from_u64(1))
     }
 
-    const GET: Request<'_> = Request { method: &Method::GET, already_retried: false, replayable: true, deadline: None };
+    const GET: Request<'_> =
+        Request { method: &Method::GET, already_retried: false, replayable: true, deadline: None, stale: false };
 
     #[test]
     fn a_post_that_reached_an_instance_is_not_sent_twice_and_one_that_did_not_is() {
@@ -269,14 +278,32 @@ mod tests {
     }
 
     #[test]
-    fn a_longer_retry_after_is_waited_for_and_one_past_all_bounds_ends_it() {
+    fn a_stale_connection_is_retried_at_once_and_is_a_retry_in_all_else() {
+        let stale = Request { stale: true, ..GET };
+        let tried = |policy: &RetrySettings, request| decide(policy, &mut Tries::default(), request, Outcome::Reset);
+        // This policy retries no resets.
+        assert_eq!(tried(&policy(1), GET), Next::Stop(Why::NotAsked));
+        assert_eq!(tried(&policy(1), stale), Next::Again { after: Duration::ZERO });
+        assert_eq!(tried(&policy(1), Request { method: &Method::DELETE, ..stale }), Next::Stop(Why::Method));
+        assert_eq!(tried(&policy(1), Request { already_retried: true, ..stale }), Next::Stop(Why::AlreadyRetried));
+        assert_eq!(tried(&policy(0), stale), Next::Stop(Why::Exhausted));
+        let none = policy_within(3, Limits { ratio_ppm: 0, min_per_second: 0, window_ms: 10_000 });
+        assert_eq!(tried(&none, stale), Next::Stop(Why::Budget));
+        let mut tries = Tries::default();
+        decide(&policy(1), &mut tries, stale, Outcome::Reset);
+        assert_eq!(decide(&policy(1), &mut tries, stale, Outcome::Reset), Next::Stop(Why::Exhausted));
+    }
+
+    #[test]
+    fn a_longer_retry_after_is_waited_for_and_one_past_the_longest_wait_ends_it() {
         let asked = |seconds| {
             let (now, mut rng) = ((Instant::now(), Millis(0)), SmallRng::seed_from_u64(1));
             let asked = Some(Duration::from_secs(seconds));
             after(&policy(3), &mut Tries::default(), GET, FAILED, asked, now, &mut rng)
         };
         assert_eq!(asked(7), Next::Again { after: Duration::from_secs(7) });
-        assert_eq!(asked(301), Next::Stop(Why::Deadline));
+        assert!(matches!(asked(30), Next::Again { .. }));
+        assert_eq!(asked(31), Next::Stop(Why::RetryAfter), "the policy waits 30 s at most");
     }
 
     #[test]

@@ -68,7 +68,7 @@ pub struct ServiceRuntime {
     pub retries: Retries,
 }
 
-/// How busy an instance is and how quick, as each worker sees it; a worker reads and writes only its own share.
+/// How busy an instance is, how quick and how reliable, as each worker sees it; a worker reads and writes only its own share.
 #[derive(Debug)]
 pub struct Load {
     /// A number that no other instance has, for pools.
@@ -80,33 +80,128 @@ pub struct Load {
 #[repr(align(64))]
 struct LoadShard {
     in_flight: AtomicU32,
+    /// The share of failures among the latest replies, of [`ALL_FAIL`], when the last one was told.
+    trouble: AtomicU32,
+    /// When that was.
+    trouble_told: AtomicU64,
     /// Average latency in microseconds when it was told last; 0: not known yet.
     latency: AtomicU64,
     /// When that was.
-    told: AtomicU64,
+    latency_told: AtomicU64,
 }
 
-/// What is known of an instance's latency counts half as much after this long, in milliseconds: one that was slow is tried again.
+/// What came of a request, as far as it says something about the instance's load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// A good reply after so long.
+    Good(Duration),
+    /// A failure after so long.
+    Failed(Duration),
+    /// Nobody waited to its end: it would have taken longer than this.
+    Unfinished(Duration),
+    /// Nothing.
+    Nothing,
+}
+
+/// What is known of an instance counts half as much after this long, in milliseconds: one that was slow or failed is tried again.
 const HALF_LIFE_MS: u64 = 1000;
+/// All of the latest replies were failures.
+const ALL_FAIL: u32 = 1 << 16;
+
+/// What a further request may expect of an instance.
+#[derive(Clone, Copy, Debug)]
+pub struct Expected {
+    /// Its latency in microseconds when it was told last; `u64::MAX` where nothing is known.
+    told: u64,
+    /// The same, faded since.
+    faded: u64,
+    /// How many requests it would have, times how often each must be asked until it is answered well.
+    work: f64,
+    /// It has failed of late, more than now and then.
+    failing: bool,
+}
+
+impl Expected {
+    /// Whether a request is clearly better off here: costs that are close are a tie, as averages are never exact.
+    pub fn beats(&self, other: &Self) -> bool {
+        self.latency_beside(other) * self.work < other.latency_beside(self) * other.work / 2.0
+    }
+
+    /// Whether it has failed of late, more than now and then.
+    pub fn is_failing(&self) -> bool {
+        self.failing
+    }
+
+    /// What was told long ago fades to what the other is known for, never below: to be forgotten is not to be quick. Where nothing
+    /// is known, it is taken for as quick as the other, and so is who fails quickly.
+    fn latency_beside(&self, other: &Self) -> f64 {
+        let known = if self.failing { u64::MAX } else { self.told };
+        self.faded.max(known.min(other.faded)).max(1) as f64
+    }
+}
 
 impl LoadShard {
     fn latency(&self, now: Millis) -> u64 {
-        let halvings = now.since(Millis(self.told.load(Relaxed))) / HALF_LIFE_MS;
+        let halvings = now.since(Millis(self.latency_told.load(Relaxed))) / HALF_LIFE_MS;
         self.latency.load(Relaxed) >> halvings.min(63)
+    }
+
+    fn trouble(&self, now: Millis) -> u32 {
+        let trouble = self.trouble.load(Relaxed);
+        if trouble == 0 {
+            return 0;
+        }
+        let age = now.since(Millis(self.trouble_told.load(Relaxed)));
+        let halved = trouble >> (age / HALF_LIFE_MS).min(31);
+        // Between two halvings along a straight line.
+        halved - (u64::from(halved) * (age % HALF_LIFE_MS) / (2 * HALF_LIFE_MS)) as u32
+    }
+
+    /// Peak sensitive: a slow reply counts at once, quick ones bring the average down by an eighth each.
+    fn tell_latency(&self, took: Duration, only_slower: bool, now: Millis) {
+        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1);
+        let before = self.latency(now);
+        if took < before && only_slower {
+            return;
+        }
+        let next = if took >= before { took } else { before - (before - took) / 8 };
+        self.latency.store(next, Relaxed);
+        self.latency_told.store(now.0, Relaxed);
+    }
+
+    /// Each reply counts for an eighth.
+    fn tell_trouble(&self, failed: bool, now: Millis) {
+        let before = self.trouble(now);
+        let next = if failed { before + (ALL_FAIL - before) / 8 } else { before - before.div_ceil(8) };
+        self.trouble.store(next, Relaxed);
+        self.trouble_told.store(now.0, Relaxed);
     }
 }
 
 impl Load {
-    fn new(id: u64, workers: usize) -> Self {
+    /// An instance that nothing is known of, for so many workers.
+    pub fn new(id: u64, workers: usize) -> Self {
         Self { id, shards: (0..workers).map(|_| LoadShard::default()).collect() }
     }
 
-    /// What a further request would cost: latency times queue. An instance never tried costs nothing, so it is tried.
-    pub fn cost(&self, worker: usize, now: Millis) -> u64 {
+    /// What a further request may expect.
+    pub fn expected(&self, worker: usize, now: Millis) -> Expected {
         let shard = &self.shards[worker];
-        let queue = u64::from(shard.in_flight.load(Relaxed)) + 1;
-        // The unknown latency counts as one microsecond, so that of two unknown ones the idler is taken.
-        shard.latency(now).max(1).saturating_mul(queue)
+        let queue = f64::from(shard.in_flight.load(Relaxed)) + 1.0;
+        let trouble = shard.trouble(now);
+        // The fourth power: one failure among good replies changes little, and who only fails is asked hardly ever. Even then it is
+        // not infinite: where all fail, the idler one is taken.
+        let work = if trouble == 0 {
+            queue
+        } else {
+            let good = 1.0 - f64::from(trouble.min(ALL_FAIL / 16 * 15)) / f64::from(ALL_FAIL);
+            queue / (good * good * good * good)
+        };
+        let told = match shard.latency.load(Relaxed) {
+            0 => u64::MAX,
+            told => told,
+        };
+        Expected { told, faded: shard.latency(now), work, failing: trouble > ALL_FAIL / 6 }
     }
 
     /// A request goes there.
@@ -115,17 +210,25 @@ impl Load {
         cell.store(cell.load(Relaxed) + 1, Relaxed);
     }
 
-    /// A request came back; `latency` is absent when it says nothing about the instance.
-    pub fn end(&self, worker: usize, latency: Option<Duration>, now: Millis) {
+    /// A request has come to its end.
+    pub fn end(&self, worker: usize, told: Told, now: Millis) {
         let shard = &self.shards[worker];
         shard.in_flight.store(shard.in_flight.load(Relaxed).saturating_sub(1), Relaxed);
-        let Some(latency) = latency else { return };
-        let took = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX).max(1);
-        let before = shard.latency(now);
-        // Peak sensitive: a slow reply counts at once, quick ones bring the average down by an eighth each.
-        let next = if took >= before { took } else { before - (before - took) / 8 };
-        shard.latency.store(next, Relaxed);
-        shard.told.store(now.0, Relaxed);
+        match told {
+            Told::Good(took) => {
+                shard.tell_latency(took, false, now);
+                if shard.trouble.load(Relaxed) != 0 {
+                    shard.tell_trouble(false, now);
+                }
+            }
+            // A failure that comes quickly must not make an instance look quick.
+            Told::Failed(took) => {
+                shard.tell_latency(took, true, now);
+                shard.tell_trouble(true, now);
+            }
+            Told::Unfinished(took) => shard.tell_latency(took, true, now),
+            Told::Nothing => {}
+        }
     }
 }
 
@@ -157,7 +260,10 @@ impl Runtime {
         // The window's length is part of its shape; all else can change under a breaker that goes on.
         let same_shape = known.filter(|k| k.settings.breaker.window_ms == settings.breaker.window_ms);
         let breaker = match same_shape {
-            Some(known) => Arc::clone(&known.breaker),
+            Some(known) => {
+                known.breaker.shorten(&settings.breaker, self.millis(clock::now()));
+                Arc::clone(&known.breaker)
+            }
             None => Arc::new(Breaker::new(self.workers)),
         };
         let known = KnownCircuit {
@@ -257,4 +363,137 @@ fn used(in_use: bool, unused_since: &mut Option<Instant>, now: Instant) -> bool 
         return true;
     }
     now.duration_since(*unused_since.get_or_insert(now)) < KEPT
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rand::rngs::SmallRng;
+    use rand::{Rng, SeedableRng};
+
+    use super::*;
+
+    /// Two of the instances at random, and of those the one that promises more: as a worker chooses.
+    fn choose(loads: &[Load], now: u64, rng: &mut SmallRng) -> usize {
+        let first = rng.random_range(0..loads.len());
+        let second = (first + rng.random_range(1..loads.len())) % loads.len();
+        let expected = |instance: usize| loads[instance].expected(0, Millis(now));
+        if expected(second).beats(&expected(first)) { second } else { first }
+    }
+
+    /// A service of which each instance answers well or fails, after so many milliseconds; one worker that sends it so many requests a
+    /// millisecond.
+    struct Service {
+        loads: Vec<Load>,
+        answers: Vec<(bool, u64)>,
+        under_way: Vec<(u64, usize, Told)>,
+        now: u64,
+        rng: SmallRng,
+    }
+
+    impl Service {
+        fn new(answers: &[(bool, u64)], seed: u64) -> Self {
+            let loads = (0..answers.len()).map(|id| Load::new(id as u64, 1)).collect();
+            let rng = SmallRng::seed_from_u64(seed);
+            Self { loads, answers: answers.to_vec(), under_way: Vec::new(), now: 1_000_000, rng }
+        }
+
+        /// How many requests went to each instance in so many milliseconds.
+        fn run(&mut self, milliseconds: u64, per_ms: u32) -> Vec<u64> {
+            let mut asked = vec![0; self.loads.len()];
+            for _ in 0..milliseconds {
+                let (done, left) = self.under_way.drain(..).partition(|(until, _, _)| *until <= self.now);
+                self.under_way = left;
+                let done: Vec<(u64, usize, Told)> = done;
+                for (_, instance, told) in done {
+                    self.loads[instance].end(0, told, Millis(self.now));
+                }
+                for _ in 0..per_ms {
+                    let instance = choose(&self.loads, self.now, &mut self.rng);
+                    self.loads[instance].begin(0);
+                    asked[instance] += 1;
+                    let (good, after) = self.answers[instance];
+                    let took = Duration::from_millis(after).max(Duration::from_micros(200));
+                    let told = if good { Told::Good(took) } else { Told::Failed(took) };
+                    self.under_way.push((self.now + after, instance, told));
+                }
+                self.now += 1;
+            }
+            asked
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        #[test]
+        fn who_only_fails_gets_next_to_nothing_however_quickly_it_fails_and_its_share_once_it_is_well(
+            seed: u64, good_ms in 0u64..300, bad_ms in 0u64..50, others in 1usize..5, per_ms in 1u32..4,
+        ) {
+            let mut answers = vec![(true, good_ms); others];
+            answers.push((false, bad_ms));
+            let mut service = Service::new(&answers, seed);
+            service.run(3_000, per_ms);
+            let asked = service.run(20_000, per_ms);
+            let all: u64 = asked.iter().sum();
+            prop_assert!(asked[others] * 20 < all, "{asked:?}");
+
+            service.answers[others] = (true, good_ms);
+            service.run(4_000 + good_ms, per_ms);
+            let asked = service.run(10_000, per_ms);
+            let all: u64 = asked.iter().sum();
+            prop_assert!(asked[others] * (others as u64 + 1) * 2 > all, "well again: {asked:?}");
+        }
+
+        #[test]
+        fn one_failure_among_many_good_replies_moves_no_traffic(seed: u64, others in 1usize..4) {
+            let mut service = Service::new(&vec![(true, 2); others + 1], seed);
+            let mut asked = vec![0; others + 1];
+            for _ in 0..100 {
+                service.answers[0].0 = false;
+                service.run(1, 1);
+                service.answers[0].0 = true;
+                let more = service.run(99, 1);
+                asked.iter_mut().zip(more).for_each(|(all, more)| *all += more);
+            }
+            let all: u64 = asked.iter().sum();
+            prop_assert!(asked[0] * (others as u64 + 1) * 3 > all * 2, "{asked:?}");
+        }
+
+        #[test]
+        fn who_is_not_known_or_was_long_not_asked_wins_no_more_than_its_share(seed: u64) {
+            let mut service = Service::new(&[(true, 5), (true, 5)], seed);
+            service.run(2_000, 1);
+            service.loads.push(Load::new(9, 1));
+            // It takes the request, and never answers.
+            service.answers.push((true, 1 << 40));
+            let asked = service.run(1_000, 1);
+            prop_assert!(asked[2] < 400, "{asked:?}");
+        }
+    }
+
+    #[test]
+    fn who_keeps_callers_waiting_until_they_leave_is_slow() {
+        let (hangs, quick) = (Load::new(0, 1), Load::new(1, 1));
+        quick.begin(0);
+        quick.end(0, Told::Good(Duration::from_millis(1)), Millis(0));
+        hangs.begin(0);
+        hangs.end(0, Told::Unfinished(Duration::from_secs(1)), Millis(0));
+        let expected = |load: &Load| load.expected(0, Millis(1));
+        assert!(expected(&quick).beats(&expected(&hangs)) && !expected(&hangs).beats(&expected(&quick)));
+    }
+
+    #[test]
+    fn what_is_forgotten_is_not_taken_for_quick() {
+        let (asked, forgotten) = (Load::new(0, 1), Load::new(1, 1));
+        for load in [&asked, &forgotten] {
+            load.begin(0);
+            load.end(0, Told::Good(Duration::from_millis(3)), Millis(0));
+        }
+        let now = Millis(60_000);
+        asked.begin(0);
+        asked.end(0, Told::Good(Duration::from_millis(3)), now);
+        let expected = |load: &Load| load.expected(0, now);
+        assert!(!expected(&forgotten).beats(&expected(&asked)) && !expected(&asked).beats(&expected(&forgotten)));
+    }
 }

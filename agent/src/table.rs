@@ -15,6 +15,7 @@ use std::time::Duration;
 use switchyard_proto::v1;
 
 use crate::matching::Entry;
+use crate::record::metrics::Series;
 use crate::refusal::{Reason, Refusal};
 use crate::resources::{ResourceKey, Resources};
 use crate::runtime::{Runtime, ServiceRuntime};
@@ -120,6 +121,8 @@ pub struct Rule {
     pub try_timeout: Option<Duration>,
     /// 503 for the share of a destination with no ready instance.
     pub fail_when_unavailable: bool,
+    /// Where requests are counted that no destination could be drawn for.
+    pub series: Arc<Series>,
 }
 
 /// The weights of a rule's destinations on one port, summed up.
@@ -237,9 +240,10 @@ impl Table {
     }
 }
 
-/// `my-service:80` is `my-service` and 80; what follows no colon, or is no port, is part of the name.
+/// `my-service:80` is `my-service` and 80; the port may be empty (RFC 3986 section 3.2.3). What is no port is part of the name.
 fn split_port(host: &str) -> (&str, Option<u16>) {
     match host.rsplit_once(':') {
+        Some((name, "")) if !name.is_empty() => (name, None),
         Some((name, port)) if !name.is_empty() => match port.parse() {
             Ok(port) => (name, Some(port)),
             Err(_) => (host, None),
@@ -300,6 +304,7 @@ mod tests {
             "my-service",
             "my-service:80",
             "my-service:15001",
+            "my-service.shop:",
             "MY-Service.Shop",
             "my-service.shop:80",
             "my-service.shop.svc",
@@ -335,5 +340,57 @@ mod tests {
         let same = |at: usize| std::ptr::eq(first.at(at), second.at(at));
         assert!(same(first.identify("b").unwrap().0));
         assert!(!same(first.identify("a").unwrap().0));
+    }
+
+    #[test]
+    fn the_policy_that_holds_is_that_of_the_chosen_instance() {
+        let selector = |version: &str| v1::Selector { version: version.into(), ..v1::Selector::default() };
+        let retry = |version: &str| v1::RetryPolicy {
+            name: format!("retry {version}"),
+            target: Some(selector(version)),
+            ..v1::RetryPolicy::default()
+        };
+        let circuit = |version: &str, scope: v1::CircuitScope| v1::CircuitPolicy {
+            name: format!("circuit {version}"),
+            target: Some(selector(version)),
+            scope: scope.into(),
+            ..v1::CircuitPolicy::default()
+        };
+        let to = |version: &str| v1::Destination {
+            namespace: "shop".into(),
+            service: "a".into(),
+            selector: Some(selector(version)),
+            weight: 1,
+            ..v1::Destination::default()
+        };
+        let mut resources = Resources::default();
+        resources.put(crate::resources::tests_support::routes_of(
+            "shop",
+            "a",
+            v1::ServiceRoutes {
+                rules: vec![v1::Rule { destinations: vec![to("v2")], ..v1::Rule::default() }],
+                retries: vec![retry("v2"), retry("")],
+                circuits: vec![circuit("v2", v1::CircuitScope::Destination), circuit("", v1::CircuitScope::Instance)],
+                ..v1::ServiceRoutes::default()
+            },
+        ));
+        resources.put(instances("shop", "a", &[("10.0.0.1", 1, "v1"), ("10.0.0.2", 2, "v2"), ("10.0.0.3", 3, "v2")]));
+        let table = Table::build(&resources, &Table::default(), &Runtime::new(1), None);
+        let service = table.at(0);
+        let ready = |rule: &Rule| rule.destinations[0].ports[0].ready.clone();
+        // The default route names no version, and yet each instance has the policies of its own.
+        let [v1, v2, other_v2] = &ready(&service.default_rule)[..] else { panic!("three instances") };
+        let names = |instance: &Instance| {
+            let (retry, circuit) = (instance.retry.as_ref().unwrap(), instance.circuit.as_ref().unwrap());
+            (retry.name.to_string(), circuit.settings.name.to_string(), circuit.target.to_string())
+        };
+        let named =
+            |retry: &str, circuit: &str, target: &str| (retry.to_owned(), circuit.to_owned(), target.to_owned());
+        assert_eq!(names(v1), named("retry ", "circuit ", "10.0.0.1:1"));
+        assert_eq!(names(v2), named("retry v2", "circuit v2", "v2"));
+        let breaker = |instance: &Instance| Arc::clone(&instance.circuit.as_ref().unwrap().breaker);
+        assert!(Arc::ptr_eq(&breaker(v2), &breaker(other_v2)), "one circuit for the version");
+        let by_rule = &ready(&service.rules[0])[0];
+        assert!(Arc::ptr_eq(&breaker(v2), &breaker(by_rule)), "whichever way a request comes");
     }
 }

@@ -3,20 +3,20 @@
 
 use std::io::IsTerminal;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use sha2::{Digest as _, Sha256};
 use switchyard_agent::run as agent;
 use switchyard_agent::subscribe;
 use switchyard_agent::table::ServiceKey;
 use switchyard_controller::console;
 use switchyard_controller::run as controller;
 use switchyard_controller::serve::door::Door;
+use switchyard_controller::source::directory::last_good::state_folder;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -178,50 +178,6 @@ impl Running {
         let _ = self.stop.send(());
         if self.controller.join().is_err() {
             tracing::error!("the controller's thread has panicked");
-        }
-    }
-}
-
-/// A folder per manifests folder under the user's state home (the XDG base directory specification).
-fn state_folder(manifests: &Path) -> Option<PathBuf> {
-    let home = std::env::var_os("XDG_STATE_HOME")
-        .map(PathBuf::from)
-        .filter(|p| p.is_absolute())
-        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".local/state")))?;
-    Some(home.join("switchyard").join(state_name(&std::path::absolute(manifests).ok()?)))
-}
-
-/// One name for an absolute path: what people know it by, and a hash of all of it, so that no two paths get the same.
-fn state_name(path: &Path) -> String {
-    // Without a slash at the end, which means nothing.
-    let path: PathBuf = path.components().collect();
-    let known_by = path.file_name().unwrap_or_default().to_string_lossy();
-    let plain = |c: char| if c.is_ascii_alphanumeric() || c == '.' || c == '_' { c } else { '-' };
-    let known_by: String = known_by.chars().take(40).map(plain).collect();
-    let hash = Sha256::digest(path.as_os_str().as_encoded_bytes());
-    let hash: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    format!("{known_by}-{hash}")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_folder_has_a_state_folder_of_its_own() {
-        let names =
-            ["/col/a-/b", "/col/a/-b", "/col/a/b", "/col/a-b", "/", "/b"].map(|path| state_name(Path::new(path)));
-        let different: std::collections::BTreeSet<_> = names.iter().collect();
-        assert_eq!(different.len(), names.len(), "{names:?}");
-        assert!(names[0].starts_with("b-"), "{names:?}");
-        assert_eq!(state_name(Path::new("/col/a/")), state_name(Path::new("/col/a")));
-    }
-
-    #[test]
-    fn a_long_path_in_any_script_has_one_too() {
-        for name in ["ü".repeat(120), "漢字".repeat(50), "/x".repeat(2000)] {
-            let name = state_name(&Path::new("/").join(name));
-            assert!(name.len() < 64 && name.is_ascii(), "{name}");
         }
     }
 }

@@ -11,6 +11,7 @@ use switchyard_controller::console;
 use switchyard_controller::run::{Controller, Options, Source};
 use switchyard_controller::serve::admin;
 use switchyard_controller::serve::door::Door;
+use switchyard_controller::source::directory::last_good::state_folder;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::TcpListenerStream;
@@ -40,7 +41,8 @@ struct Arguments {
     /// Where /healthz, /readyz, /metrics and /config are served; keep it on loopback
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15011", value_parser = console::address)]
     admin: SocketAddr,
-    /// Keeps here what is in force, so that a restart beside a broken file changes nothing
+    /// Keeps here what is in force, so that a restart beside a broken file changes nothing [default: one folder per manifests
+    /// folder, under the user's state home]
     #[arg(long, value_name = "DIR", conflicts_with = "kubernetes")]
     state: Option<PathBuf>,
     #[command(flatten)]
@@ -95,6 +97,12 @@ async fn serve(arguments: Arguments, colour: bool) -> anyhow::Result<()> {
         return cluster::run(cluster, listener, admin_listener, on_report, shutdown).await;
     };
     console::say(format_args!("listening agents={agents} admin={pages}"));
+    let state = state.or_else(|| state_folder(&manifests));
+    if state.is_none() {
+        tracing::warn!(
+            "no --state, and no home to choose one in: a restart beside a broken file loses what held before"
+        );
+    }
     let source = Source::Directory { manifests, state };
     let controller = Controller::new(Options { source, door: Door::Open, on_report });
     let pages = axum::serve(admin_listener, admin::router(controller.handle()));

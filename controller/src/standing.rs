@@ -87,8 +87,8 @@ impl Board {
     /// A Service was compiled: everything that is part of it is looked at again.
     pub fn compiled(&mut self, world: &World, service: &ServiceKey) {
         let rules = world.rules_of(service).map(|rule| Object::RouteRule(Arc::new(rule.clone())).key());
-        let circuits = world.circuit_policies_of(service).map(|policy| compile::name_of(policy));
-        let retries = world.retry_policies_of(service).map(|policy| compile::name_of(policy));
+        let circuits = world.circuit_policies_of(service).map(compile::name_of);
+        let retries = world.retry_policies_of(service).map(compile::name_of);
         self.touched.extend(rules.chain(circuits.chain(retries).filter_map(|name| key_of(&name))));
         // Where the requests of other rules go has changed with its instances.
         self.touched.extend(world.rules_to(service).filter_map(|rule| key_of(&compile::name_of(rule))));

@@ -286,15 +286,22 @@ pub struct Controller {
     pub admin: SocketAddr,
     /// Where an API server asks, in a cluster.
     pub webhook: Option<SocketAddr>,
+    _home: Option<TempDir>,
 }
 
 impl Controller {
-    /// Starts it on a folder. With port 0 the system chooses where it listens.
+    /// Starts it on a folder. With port 0 the system chooses where it listens. What it keeps goes away with it.
     pub async fn start(manifests: &Path, listen: SocketAddr) -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let started = Self::start_at_home(manifests, listen, home.path()).await;
+        Self { _home: Some(home), ..started }
+    }
+
+    /// The same for a user whose state home is this.
+    pub async fn start_at_home(manifests: &Path, listen: SocketAddr, home: &Path) -> Self {
         let listen = listen.to_string();
         let args = ["--manifests", path(manifests), "--listen", &listen, "--admin", "127.0.0.1:0"];
-        let process = Process::start("switchyard-controller", args);
-        Self::of(process).await
+        Self::of(Process::start_with("switchyard-controller", args, &[("XDG_STATE_HOME", home)])).await
     }
 
     /// Starts it on a cluster.
@@ -310,7 +317,7 @@ impl Controller {
     async fn of(process: Process) -> Self {
         let addresses = process.listening().await;
         let (agents, admin) = (addresses["agents"], addresses["admin"]);
-        Self { process, agents, admin, webhook: addresses.get("webhook").copied() }
+        Self { process, agents, admin, webhook: addresses.get("webhook").copied(), _home: None }
     }
 
     /// A metric, as for [`Switchyard::metric`].

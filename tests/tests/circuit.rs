@@ -2,12 +2,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-use switchyard_tests::backend::Backend;
-use switchyard_tests::client::{Connection, get_request};
+use http::Method;
+use switchyard_tests::backend::{Backend, Server};
+use switchyard_tests::client::{self, Connection, full, get_request, request};
 use switchyard_tests::load::Load;
 use switchyard_tests::manifests::{HOST, Manifests, canary, circuit};
 use switchyard_tests::process::Switchyard;
-use switchyard_tests::wait_for;
+use switchyard_tests::raw::{RawServer, Wire};
+use switchyard_tests::{in_time, wait_for};
 
 async fn statuses(switchyard: &Switchyard, times: usize) -> Vec<u16> {
     let mut connection = Connection::http1(switchyard.http).await.unwrap();
@@ -166,4 +168,159 @@ async fn a_change_of_weights_resets_nobodys_circuit() {
     load.stop().await;
     // What was under way on the other connection when the circuit opened may still have arrived.
     assert!(v2.asked() <= asked + 1, "{} after {asked}", v2.asked());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_circuit_for_a_version_takes_it_out_also_where_no_rule_names_it() {
+    let (v1, first, second) = (Backend::start("v1").await, Backend::start("v2").await, Backend::start("v2").await);
+    let manifests = Manifests::of(&[("v1", v1.address), ("v2", first.address), ("v2", second.address)]);
+    let policy = circuit("  scope: Destination\n  timeout: 10m\n");
+    manifests.write("circuit.yaml", &policy.replace("name: my-service}", "name: my-service, version: v2}"));
+    let switchyard = Switchyard::run(manifests.path()).await;
+    first.fail();
+    second.fail();
+    let load = Load::start(switchyard.http, 2, || get_request(HOST, "/"));
+    let opened = [("target", "v2"), ("to", "open")];
+    wait_for("the circuit of v2 opens", async || {
+        switchyard.metric("switchyard_circuit_transitions_total", &opened).await == 1.0
+    })
+    .await;
+    load.stop().await;
+    assert_eq!(statuses(&switchyard, 50).await, [200; 50]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_that_are_refused_are_counted_as_what_their_callers_saw() {
+    let instance = Backend::start("v1").await;
+    let manifests = Manifests::of(&[("v1", instance.address)]);
+    manifests.write("circuit.yaml", &circuit("  timeout: 10m\n"));
+    let switchyard = Switchyard::run(manifests.path()).await;
+    instance.fail();
+    assert_eq!(statuses(&switchyard, 15).await, [[500; 5], [503; 5], [503; 5]].concat());
+    let labels = [("service", "shop/my-service"), ("rule", "default"), ("class", "5xx")];
+    wait_for("all are counted", async || switchyard.metric("switchyard_requests_total", &labels).await == 15.0).await;
+    let refused = [("service", "shop/my-service"), ("reason", "circuit-open")];
+    assert_eq!(switchyard.metric("switchyard_refusals_total", &refused).await, 10.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn callers_that_do_not_send_their_body_open_no_circuit_and_are_not_retried() {
+    let (first, second) = (Backend::start("v1").await, Backend::start("v1").await);
+    let manifests = Manifests::of(&[("v1", first.address), ("v1", second.address)]);
+    manifests.write("circuit.yaml", &circuit("  failureThreshold: 1\n"));
+    manifests.write("retry.yaml", &switchyard_tests::manifests::retry("  perTryTimeout: 200ms\n"));
+    let switchyard = Switchyard::run(manifests.path()).await;
+    for method in ["PUT", "POST"] {
+        for _ in 0..3 {
+            let mut wire = Wire::connect(switchyard.http).await;
+            wire.send(format!("{method} / HTTP/1.1\r\nhost: {HOST}\r\ncontent-length: 100\r\n\r\nabc")).await;
+            let reply = wire.reply().await;
+            assert!(reply.starts_with("HTTP/1.1 408 ") && reply.contains("request-timeout"), "{reply}");
+        }
+    }
+    for instance in [&first, &second] {
+        assert_eq!(switchyard.circuit(instance.address).await.as_deref(), Some("closed"));
+    }
+    assert_eq!(first.asked() + second.asked(), 6, "nothing is tried again");
+    assert_eq!(statuses(&switchyard, 10).await, [200; 10]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn callers_that_do_not_read_open_no_circuit() {
+    let server = Server::start(|_| Box::pin(async { Ok(http::Response::new(full(vec![b'x'; 64 << 20]))) })).await;
+    let manifests = Manifests::of(&[("v1", server.address)]);
+    manifests.write("circuit.yaml", &circuit("  failureThreshold: 1\n"));
+    let rule = "  destinations: [{service: my-service}]\n  timeouts: {request: 500ms}\n";
+    manifests.write("rule.yaml", &switchyard_tests::manifests::rule("limited", rule));
+    let switchyard = Switchyard::run(manifests.path()).await;
+    let mut wire = Wire::connect(switchyard.http).await;
+    wire.send(format!("GET / HTTP/1.1\r\nhost: {HOST}\r\n\r\n")).await;
+    assert!(wire.until("\r\n\r\n").await.starts_with("HTTP/1.1 200 "));
+    // Until the limit is over, which another request tells that waits for it.
+    let silent = Wire::connect(switchyard.http).await;
+    let mut hung = silent;
+    hung.send(format!("PUT / HTTP/1.1\r\nhost: {HOST}\r\ncontent-length: 9\r\n\r\n")).await;
+    hung.reply().await;
+    let rest = wire.rest().await;
+    assert!(rest.len() < 64 << 20, "it was cut");
+    assert_eq!(switchyard.circuit(server.address).await.as_deref(), Some("closed"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn callers_that_wait_less_than_the_rule_allows_open_no_circuit_and_always_get_an_answer() {
+    let instance = Backend::start("v1").await;
+    let manifests = Manifests::of(&[("v1", instance.address)]);
+    manifests.write("circuit.yaml", &circuit("  failureThreshold: 1\n"));
+    let switchyard = Switchyard::run(manifests.path()).await;
+    let mut connection = Connection::http1(switchyard.http).await.unwrap();
+    for number in 0..600 {
+        instance.delay(std::time::Duration::from_millis(number % 3));
+        let mut hurried = get_request(HOST, "/");
+        let limit = ["0ms", "1ms", "2ms"][usize::try_from(number / 3 % 3).unwrap()];
+        hurried.headers_mut().insert("x-request-timeout", limit.parse().unwrap());
+        let reply = connection.ask(hurried).await.unwrap();
+        assert!([200, 504].contains(&reply.status.as_u16()), "{reply:?}");
+        if limit == "0ms" {
+            assert_eq!((reply.status.as_u16(), reply.reason()), (504, "upstream-timeout"));
+        }
+    }
+    assert_eq!(switchyard.circuit(instance.address).await.as_deref(), Some("closed"));
+
+    // The rule's own limit is one for the instance.
+    instance.delay(std::time::Duration::from_secs(3600));
+    let rule = "  destinations: [{service: my-service}]\n  timeouts: {request: 100ms}\n";
+    manifests.write("rule.yaml", &switchyard_tests::manifests::rule("limited", rule));
+    wait_for("the rule is in force", async || switchyard.config().await.to_string().contains("shop/limited")).await;
+    assert_eq!(statuses(&switchyard, 1).await, [504]);
+    assert_eq!(switchyard.circuit(instance.address).await.as_deref(), Some("open"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_probe_is_judged_by_the_end_of_its_reply() {
+    // Every reply is cut in its body.
+    let cuts = RawServer::start(|mut wire| async move {
+        wire.reply().await;
+        wire.send("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nabc").await;
+    });
+    let manifests = Manifests::of(&[("v1", cuts.address)]);
+    manifests.write("circuit.yaml", &circuit("  failureThreshold: 1\n  successThreshold: 1\n  timeout: 1ms\n"));
+    let switchyard = Switchyard::run(manifests.path()).await;
+    let target = cuts.address.to_string();
+    let changes = async |to: &str| {
+        let labels = [("target", target.as_str()), ("to", to)];
+        switchyard.metric("switchyard_circuit_transitions_total", &labels).await
+    };
+    wait_for("probes have failed", async || {
+        drop(client::get(switchyard.http, HOST, "/").await);
+        changes("open").await >= 3.0
+    })
+    .await;
+    assert_eq!(changes("closed").await, 0.0, "a reply that is cut closes no circuit");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_probe_that_goes_on_and_on_is_no_obstacle() {
+    let instance = Server::start(|request| {
+        Box::pin(async move {
+            let fails = request.uri().path() == "/fail";
+            let endless = futures_util::stream::iter([Ok(hyper::body::Frame::data(bytes::Bytes::from("a")))]);
+            let endless = futures_util::StreamExt::chain(endless, futures_util::stream::pending());
+            let body = http_body_util::StreamBody::new(endless);
+            let body = http_body_util::BodyExt::boxed_unsync(body);
+            Ok(http::Response::builder().status(if fails { 500 } else { 200 }).body(body).unwrap())
+        })
+    })
+    .await;
+    let manifests = Manifests::of(&[("v1", instance.address)]);
+    manifests.write("circuit.yaml", &circuit("  failureThreshold: 1\n  successThreshold: 1\n  timeout: 1ms\n"));
+    let switchyard = Switchyard::run(manifests.path()).await;
+    let mut failing = Connection::http1(switchyard.http).await.unwrap();
+    drop(failing.send(request(Method::GET, HOST, "/fail", full(""))).await.unwrap());
+    assert_eq!(switchyard.circuit(instance.address).await.as_deref(), Some("open"));
+    let mut probing = Connection::http1(switchyard.http).await.unwrap();
+    let probe = in_time("the probe's head", probing.send(get_request(HOST, "/"))).await.unwrap();
+    assert_eq!(probe.status(), 200);
+    assert_eq!(switchyard.circuit(instance.address).await.as_deref(), Some("half-open"));
+    switchyard.circuit_is(instance.address, "closed").await;
+    drop(probe);
 }

@@ -1,11 +1,11 @@
-//! How much header a request may have: 64 KiB and 128 fields, on HTTP/1.1 and HTTP/2.
+//! How much header a request may have: 64 KiB and 128 fields, on HTTP/1.1 and HTTP/2; and what is added to it.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use http::{Request, Response};
 use switchyard_tests::backend::{Backend, Server};
 use switchyard_tests::client::{Body, Connection, full, get_request};
-use switchyard_tests::manifests::{HOST, Manifests};
+use switchyard_tests::manifests::{HOST, Manifests, retry};
 use switchyard_tests::process::Switchyard;
 
 /// A GET with so many fields (Host is one of them), the last of which is so long.
@@ -93,4 +93,34 @@ async fn a_reply_may_have_as_much_header_as_a_request() {
         assert_eq!((reply.status.as_u16(), reply.text().as_str()), (200, "ok"));
         assert_eq!(reply.header(&format!("x-field-{}", count - 1)).len(), length);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ids_are_made_where_they_are_missing_and_passed_on_where_they_are_there() {
+    let instance = Backend::start("v1").await;
+    let manifests = Manifests::of(&[("v1", instance.address)]);
+    manifests.write("retry.yaml", &retry(""));
+    let switchyard = Switchyard::run(manifests.path()).await;
+    let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    instance.fail_next(1);
+    for (id, parent) in [(None, None), (Some("mine"), Some(trace)), (None, Some("00-odd"))] {
+        let mut asked = get_request(HOST, "/");
+        for (name, value) in [("x-request-id", id), ("traceparent", parent)] {
+            if let Some(value) = value {
+                asked.headers_mut().insert(name, value.parse().unwrap());
+            }
+        }
+        let reply = connect(&switchyard, false).await.ask(asked).await.unwrap();
+        assert!(!reply.headers.contains_key("x-request-id"), "it is for the instance");
+    }
+    let seen: Vec<_> = instance
+        .seen()
+        .iter()
+        .map(|seen| ["x-request-id", "traceparent"].map(|name| seen.headers[name].to_str().unwrap().to_owned()))
+        .collect();
+    let [first, again, given, replaced] = &seen[..] else { panic!("one was tried again: {seen:?}") };
+    assert_eq!(first, again, "all tries of a request have the same");
+    assert_eq!((first[0].len(), first[1].len()), (36, 55), "{first:?}");
+    assert_eq!(given, &["mine".to_owned(), trace.to_owned()]);
+    assert!(replaced[0].len() == 36 && replaced[1].len() == 55 && replaced[1] != trace, "{replaced:?}");
 }

@@ -70,6 +70,27 @@ async fn a_controller_that_is_killed_under_load_is_not_missed_and_resumes_with_w
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_controller_that_restarts_beside_a_broken_file_has_what_held_before() {
+    let (v1, v2) = (Backend::start("v1").await, Backend::start("v2").await);
+    let manifests = Manifests::canary(&[("v1", v1.address), ("v2", v2.address)], 20, 80);
+    let (state, home) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let controller = Controller::start_at_home(manifests.path(), any(), home.path()).await;
+    let agent = Switchyard::agent(controller.agents, state.path()).await;
+    agent.splits(20, 80).await;
+    controller.process.kill();
+    manifests.write("service.yaml", "a: [");
+    manifests.write("canary.yaml", "a: [");
+    let controller = Controller::start_at_home(manifests.path(), controller.agents, home.path()).await;
+    wait_for("the agent has what the controller publishes", async || {
+        let revision = controller.metric("switchyard_controller_revision").await;
+        revision > 0.0 && controller.metric("switchyard_controller_revision_acked").await == revision
+    })
+    .await;
+    assert_eq!(agent.split("my-service").await, [("v2".to_owned(), 20), ("v1".to_owned(), 80)]);
+    assert_eq!(client::ask(agent.http, plain()).await.unwrap().status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_agent_that_restarts_without_a_controller_serves_its_last_good_config() {
     let (v1, v2) = (Backend::start("v1").await, Backend::start("v2").await);
     let manifests = Manifests::canary(&[("v1", v1.address), ("v2", v2.address)], 20, 80);

@@ -67,28 +67,143 @@ async fn there_are_never_more_retries_than_allowed_and_the_last_answer_stands() 
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_instance_that_is_killed_under_load_is_not_noticed() {
+/// With nothing but the defaults: no circuit, a second before the first retry, a budget of a fifth.
+async fn a_kill_is_not_noticed(http2: bool) {
     let (stays, mut goes) = (Backend::start("v1").await, Backend::start("v1").await);
-    // A budget for the worst case: with no circuit, half of all requests need a second try while it is gone.
-    let (manifests, switchyard) = with_policy("  budget: {ratio: \"100%\"}\n", &[&stays, &goes]).await;
-    let load = Load::start(switchyard.http, 8, plain);
-    load.goes_on_for(100).await;
+    let instances = [("v1", stays.address), ("v1", goes.address)];
+    let manifests = if http2 { Manifests::of_http2(&instances) } else { Manifests::of(&instances) };
+    manifests.write("retry.yaml", &retry("  initialDelay: 1s\n"));
+    let switchyard = Switchyard::run(manifests.path()).await;
+    let load = Load::start(switchyard.http, 16, plain);
+    load.goes_on_for(200).await;
     goes.kill();
-    load.goes_on_for(300).await;
+    load.goes_on_for(1000).await;
     goes.revive().await;
     load.goes_on_for(100).await;
     load.stop().await.all_good();
 
-    // With a circuit, the default budget is enough.
-    manifests.write("retry.yaml", &retry(""));
-    manifests.write("circuit.yaml", &circuit("  timeout: 1s\n"));
-    switchyard.circuit_is(goes.address, "closed").await;
-    let load = Load::start(switchyard.http, 8, plain);
-    load.goes_on_for(200).await;
-    goes.kill();
-    load.goes_on_for(300).await;
-    load.stop().await.all_good();
+    // And as fast as it goes.
+    let killed = async {
+        let asked = goes.asked();
+        switchyard_tests::wait_for("it is asked", async || goes.asked() > asked + 100).await;
+        goes.kill();
+    };
+    let (tally, ()) = tokio::join!(ask_times(switchyard.http, 32, 5000, plain), killed);
+    tally.all_good();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_that_is_killed_under_load_is_not_noticed() {
+    a_kill_is_not_noticed(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_of_http2_that_is_killed_under_load_is_not_noticed() {
+    a_kill_is_not_noticed(true).await;
+}
+
+/// An instance that answers the first request on a connection and closes at the second, and what reached it.
+fn closes_at_the_second() -> (RawServer, std::sync::Arc<std::sync::Mutex<Vec<String>>>) {
+    let seen = std::sync::Arc::<std::sync::Mutex<Vec<String>>>::default();
+    let noted = std::sync::Arc::clone(&seen);
+    let server = RawServer::start(move |mut wire| {
+        let noted = std::sync::Arc::clone(&noted);
+        async move {
+            for answered in [true, false] {
+                let head = wire.reply().await;
+                if head.is_empty() {
+                    return;
+                }
+                let number = switchyard_tests::raw::field(&head, "x-switchyard-attempt").unwrap_or("-");
+                let method = head.split(' ').next().unwrap();
+                noted.lock().unwrap().push(format!("{method} {number}"));
+                if answered {
+                    wire.send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+                }
+            }
+        }
+    });
+    (server, seen)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_had_been_closed_is_retried_as_the_policy_says_and_at_once() {
+    let (instance, seen) = closes_at_the_second();
+    let manifests = Manifests::of(&[("v1", instance.address)]);
+    let one_worker = ["--workers", "1"];
+    // A wait that the test would notice, if there were one.
+    manifests
+        .write("retry.yaml", &retry("  initialDelay: 300s\n  maxDelay: 300s\n  methods: [GET]\n  maxRetries: 1\n"));
+    let switchyard = Switchyard::run_with(manifests.path(), &one_worker).await;
+    let asked = async |method: Method, attempt: Option<&str>| {
+        ask(&switchyard, plain()).await;
+        seen.lock().unwrap().clear();
+        let mut again = request(method, HOST, "/", empty());
+        if let Some(attempt) = attempt {
+            again.headers_mut().insert("x-switchyard-attempt", attempt.parse().unwrap());
+        }
+        let status = ask(&switchyard, again).await.status.as_u16();
+        (status, seen.lock().unwrap().join(", "))
+    };
+    assert_eq!(asked(Method::GET, None).await, (200, "GET 1, GET 2".to_owned()));
+    let labels = [("reason", "reset"), ("outcome", "success")];
+    assert_eq!(switchyard.metric("switchyard_retries_total", &labels).await, 1.0);
+    // What the try before left behind is used up first.
+    ask(&switchyard, plain()).await;
+    assert_eq!(asked(Method::DELETE, None).await, (502, "DELETE 1".to_owned()));
+    assert_eq!(asked(Method::GET, Some("1")).await, (502, "GET 1".to_owned()));
+    manifests.write("retry.yaml", &retry("  maxRetries: 0\n").replace("name: retry,", "name: none,"));
+    switchyard_tests::wait_for("the other policy is in force", async || {
+        switchyard.config().await.to_string().contains("shop/none")
+    })
+    .await;
+    assert_eq!(asked(Method::GET, None).await, (502, "GET -".to_owned()));
+    manifests.remove("retry.yaml");
+    switchyard_tests::wait_for("no policy is in force", async || {
+        !switchyard.config().await.to_string().contains("shop/none")
+    })
+    .await;
+    assert_eq!(asked(Method::DELETE, None).await, (200, "DELETE -, DELETE -".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_policy_for_a_version_holds_for_its_instances_also_where_no_rule_names_one() {
+    let (v1, v2) = (Backend::start("v1").await, Backend::start("v2").await);
+    let manifests = Manifests::of(&[("v1", v1.address), ("v2", v2.address)]);
+    let policy = retry("  budget: {ratio: \"100%\", minPerSecond: 1000}\n");
+    manifests.write("retry.yaml", &policy.replace("name: my-service}", "name: my-service, version: v2}"));
+    let switchyard = Switchyard::run(manifests.path()).await;
+    v2.fail();
+    ask_times(switchyard.http, 4, 200, plain).await.all_good();
+    assert!(v2.asked() > 0 && v1.seen().iter().any(|seen| !seen.headers.contains_key("x-switchyard-attempt")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_may_choose_another_destination_when_the_drawn_one_is_out() {
+    let (v1, v2) = (Backend::start("v1").await, Backend::start("v2").await);
+    let manifests = Manifests::of(&[("v1", v1.address), ("v2", v2.address)]);
+    let split = "  destinations:\n  - {service: my-service, version: v2}\n  - {service: my-service, version: v1}\n";
+    manifests.write("rule.yaml", &switchyard_tests::manifests::rule("split", split));
+    manifests.write("circuit.yaml", &circuit("  timeout: 10m\n"));
+    let switchyard = Switchyard::run(manifests.path()).await;
+    v2.fail();
+    let load = Load::start(switchyard.http, 2, plain);
+    switchyard.circuit_is(v2.address, "open").await;
+    load.stop().await;
+    let tally = ask_times(switchyard.http, 2, 100, plain).await;
+    assert!(tally.statuses.contains_key(&503), "an open circuit moves no share by itself: {tally:?}");
+    let labels = [("rule", "shop/split"), ("version", "v2"), ("class", "5xx")];
+    let counted = switchyard.metric("switchyard_requests_total", &labels).await;
+    assert!(counted >= tally.statuses[&503] as f64, "{counted} are counted: {tally:?}");
+
+    manifests.write("retry.yaml", &retry("  rechooseDestination: true\n"));
+    switchyard_tests::wait_for("the policy is in force", async || {
+        switchyard.config().await.to_string().contains("shop/retry")
+    })
+    .await;
+    let tally = ask_times(switchyard.http, 2, 100, plain).await;
+    tally.all_good();
+    assert_eq!(tally.of("v1"), 100);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -55,7 +55,7 @@ impl prometheus_client::collector::Collector for Collector {
 impl Collector {
     fn requests(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let all = self.0.shared.runtime.all_series();
-        let help = "Requests that went to a destination, by the class of the status that the caller saw.";
+        let help = "Requests by where they went, or would have gone, and the class of the status that the caller saw.";
         let mut metric = encoder.encode_descriptor("switchyard_requests", help, None, MetricType::Counter)?;
         for series in &all {
             let [service, rule, destination, version] = &series.labels;

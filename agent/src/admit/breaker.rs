@@ -315,6 +315,18 @@ impl Breaker {
         }
     }
 
+    /// The policy has changed: an open circuit stays open no longer than it would if it opened now.
+    pub fn shorten(&self, settings: &Settings, now: Millis) {
+        loop {
+            let before = self.circuit();
+            let State::Open { until } = before.state else { return };
+            let latest = now.plus(settings.open_for_ms(before.openings, u32::MAX / 2));
+            if until <= latest || self.swap(before, Circuit { state: State::Open { until: latest }, ..before }) {
+                return;
+            }
+        }
+    }
+
     fn start_afresh(&self, settings: &Settings, now: Millis) {
         self.window.reset(now, settings.window_ms);
         self.row.store(0, Relaxed);

@@ -1,15 +1,21 @@
 //! Connections to instances that are free: per worker, newest first, so that busy ones stay warm and the others age out.
 //!
 //! Keeps true: a connection is here only while it carries no request (HTTP/1) or can carry more (HTTP/2); one that has closed is
-//! found out at check-out; none stays longer than [`IDLE`].
+//! found out at check-out; none stays without a request for longer than [`IDLE`]. A connection of HTTP/2 is given no more requests than
+//! its peer takes at a time: a further one gets another connection, so that nobody waits for the streams of others.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use hyper::client::conn::{http1, http2};
+use hyper_util::rt::TokioIo;
 
+use super::LocalExecutor;
+use super::watched::Watched;
 use crate::body::RequestBody;
 use crate::clock;
 
@@ -17,6 +23,9 @@ use crate::clock;
 const IDLE: Duration = Duration::from_secs(30);
 /// Free connections to one instance that a worker keeps; a further one is closed when it becomes free.
 const MOST_IDLE: usize = 256;
+/// Connections of HTTP/2 to one instance that a worker keeps, for an instance that takes few streams on each. Where all are full, the
+/// one with the fewest gets a further request, which waits.
+const MOST_HTTP2: usize = 256;
 
 /// A worker's free connections, by the instance's number.
 #[derive(Debug, Default)]
@@ -27,7 +36,91 @@ pub struct Pool {
 #[derive(Debug, Default)]
 struct Connections {
     http1: Vec<Idle>,
-    http2: Option<http2::SendRequest<RequestBody>>,
+    /// Oldest first, so that those which were made for a burst age out.
+    http2: Vec<Http2>,
+}
+
+/// A connection of HTTP/2.
+#[derive(Debug, Clone)]
+pub struct Http2 {
+    /// What requests are handed to.
+    pub sender: http2::SendRequest<RequestBody>,
+    state: Rc<Http2State>,
+}
+
+#[derive(Debug)]
+struct Http2State {
+    streams: Cell<usize>,
+    free_since: Cell<Instant>,
+    /// Nothing once it has ended: that it is dropped is how its senders know.
+    connection: RefCell<Option<http2::Connection<TokioIo<Watched>, RequestBody, LocalExecutor>>>,
+    ended: Rc<Cell<bool>>,
+}
+
+/// A stream of a connection of HTTP/2, from before the request is sent to the end of the reply.
+#[derive(Debug)]
+pub struct Stream(Rc<Http2State>);
+
+impl Stream {
+    /// Whether the connection itself has come to its end, and not only streams on it.
+    pub fn is_cut(&self) -> bool {
+        self.0.ended.get()
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let left = self.0.streams.get().saturating_sub(1);
+        self.0.streams.set(left);
+        if left == 0 {
+            self.0.free_since.set(clock::now());
+        }
+    }
+}
+
+impl Http2 {
+    /// A new connection, to be run until it ends. `ended` becomes true when no more can be read or written.
+    pub fn new(
+        sender: http2::SendRequest<RequestBody>,
+        connection: http2::Connection<TokioIo<Watched>, RequestBody, LocalExecutor>,
+        ended: Rc<Cell<bool>>,
+    ) -> Self {
+        let (streams, free_since) = (Cell::new(0), Cell::new(clock::now()));
+        Self {
+            sender,
+            state: Rc::new(Http2State { streams, free_since, connection: RefCell::new(Some(connection)), ended }),
+        }
+    }
+
+    /// Runs the connection.
+    pub fn run(&self) -> impl Future<Output = ()> + use<> {
+        let state = Rc::clone(&self.state);
+        // How it ends is seen by its requests.
+        std::future::poll_fn(move |cx: &mut Context<'_>| -> Poll<()> {
+            let mut connection = state.connection.borrow_mut();
+            let ended = connection.as_mut().is_none_or(|connection| Pin::new(connection).poll(cx).is_ready());
+            if ended {
+                *connection = None;
+                return Poll::Ready(());
+            }
+            Poll::Pending
+        })
+    }
+
+    /// One more stream on it.
+    pub fn open(&self) -> Stream {
+        self.state.streams.set(self.state.streams.get() + 1);
+        Stream(Rc::clone(&self.state))
+    }
+
+    fn has_room(&self) -> bool {
+        let connection = self.state.connection.borrow();
+        connection.as_ref().is_some_and(|connection| self.state.streams.get() < connection.current_max_send_streams())
+    }
+
+    fn is_in_use(&self, now: Instant) -> bool {
+        self.state.streams.get() > 0 || now.saturating_duration_since(self.state.free_since.get()) < IDLE
+    }
 }
 
 #[derive(Debug)]
@@ -50,8 +143,8 @@ pub enum Lease {
         /// The request had a body, which may not have been sent to its end when the reply is.
         with_body: bool,
     },
-    /// Shared with other requests, so there is nothing to give back.
-    Shared,
+    /// A stream beside those of other requests.
+    Http2(Stream),
 }
 
 impl Pool {
@@ -72,19 +165,31 @@ impl Pool {
         None
     }
 
-    /// The HTTP/2 connection, if there is one that lives.
-    pub fn http2(&self, instance: u64) -> Option<http2::SendRequest<RequestBody>> {
+    /// An HTTP/2 connection that lives and has room, if there is one, or if there may be no more.
+    pub fn http2(&self, instance: u64) -> Option<Http2> {
         let mut instances = self.instances.borrow_mut();
-        let connection = &mut instances.get_mut(&instance)?.http2;
-        if connection.as_ref().is_some_and(http2::SendRequest::is_closed) {
-            *connection = None;
-        }
-        connection.clone()
+        let connections = &mut instances.get_mut(&instance)?.http2;
+        connections.retain(|connection| !connection.sender.is_closed());
+        let with_room = connections.iter().find(|connection| connection.has_room());
+        let least =
+            || connections.iter().min_by_key(|c| c.state.streams.get()).filter(|_| connections.len() >= MOST_HTTP2);
+        with_room.or_else(least).cloned()
     }
 
     /// Keeps an HTTP/2 connection for others.
-    pub fn keep_http2(&self, instance: u64, sender: http2::SendRequest<RequestBody>) {
-        self.instances.borrow_mut().entry(instance).or_default().http2 = Some(sender);
+    pub fn keep_http2(&self, instance: u64, connection: Http2) {
+        let mut instances = self.instances.borrow_mut();
+        let connections = &mut instances.entry(instance).or_default().http2;
+        if connections.len() < MOST_HTTP2 {
+            connections.push(connection);
+        }
+    }
+
+    /// Keeps an HTTP/2 connection no longer: it takes no more requests.
+    pub fn forget_http2(&self, instance: u64, connection: &Http2) {
+        if let Some(connections) = self.instances.borrow_mut().get_mut(&instance) {
+            connections.http2.retain(|kept| !Rc::ptr_eq(&kept.state, &connection.state));
+        }
     }
 
     /// A lease on an HTTP/1 connection.
@@ -96,8 +201,8 @@ impl Pool {
     pub fn sweep(&self, now: Instant) {
         self.instances.borrow_mut().retain(|_, connections| {
             connections.http1.retain(|c| !c.sender.is_closed() && now.saturating_duration_since(c.since) < IDLE);
-            connections.http2 = connections.http2.take().filter(|c| !c.is_closed());
-            !connections.http1.is_empty() || connections.http2.is_some()
+            connections.http2.retain(|c| !c.sender.is_closed() && c.is_in_use(now));
+            !connections.http1.is_empty() || !connections.http2.is_empty()
         });
     }
 

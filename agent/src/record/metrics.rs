@@ -94,7 +94,7 @@ pub const RETRY_REASONS: [&str; 7] =
     ["server-error", "grpc-status", "status", "connect-failure", "refused-stream", "reset", "timeout"];
 
 /// What became of a retry, or why there was none.
-pub const RETRY_OUTCOMES: [&str; 9] = [
+pub const RETRY_OUTCOMES: [&str; 10] = [
     "success",
     "failure",
     "retries-exhausted",
@@ -102,6 +102,7 @@ pub const RETRY_OUTCOMES: [&str; 9] = [
     "body",
     "budget",
     "deadline",
+    "retry-after",
     "already-retried",
     "no-instance",
 ];

@@ -4,7 +4,7 @@
 //! One [`Kept`] is shared by the tries of a request, all on one thread. Only the newest try may read on: an older one that
 //! is still polled has been given up and sees an error.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -13,7 +13,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 
-use crate::body::BodyError;
+use crate::body::{BodyError, Coming};
 use crate::message;
 
 /// What has come of a body so far.
@@ -27,7 +27,7 @@ pub struct Kept<B> {
     overflowed: bool,
     trailers: Option<HeaderMap>,
     ended: bool,
-    failed: bool,
+    coming: Rc<Cell<Coming>>,
     newest: u32,
 }
 
@@ -62,7 +62,7 @@ where
             overflowed,
             trailers: None,
             ended,
-            failed: false,
+            coming: Rc::default(),
             newest: 0,
         })))
     }
@@ -70,12 +70,12 @@ where
     /// Whether all that was sent so far can be sent again.
     pub fn can_be_sent_again(&self) -> bool {
         let kept = self.0.borrow();
-        !kept.overflowed && !kept.failed
+        !kept.overflowed && kept.coming.get() != Coming::Failed
     }
 
-    /// Whether the caller broke off, or what it sent cannot be read.
-    pub fn failed(&self) -> bool {
-        self.0.borrow().failed
+    /// How it comes from the caller.
+    pub fn coming(&self) -> Rc<Cell<Coming>> {
+        Rc::clone(&self.0.borrow().coming)
     }
 
     /// The body from its beginning, for the next try.
@@ -105,13 +105,11 @@ where
             let trailers = kept.trailers.clone().filter(|_| !std::mem::replace(&mut self.sent_trailers, true));
             return Poll::Ready(trailers.map(|t| Ok(Frame::trailers(t))));
         }
-        let frame = std::task::ready!(Pin::new(&mut kept.source).poll_frame(cx));
-        match frame {
+        let polled = Pin::new(&mut kept.source).poll_frame(cx);
+        kept.coming.set(Coming::after(&polled));
+        match std::task::ready!(polled) {
             None => kept.ended = true,
-            Some(Err(error)) => {
-                kept.failed = true;
-                return Poll::Ready(Some(Err(error.into())));
-            }
+            Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(bytes) => {
                     self.position += kept.keep(&bytes);

@@ -1,7 +1,7 @@
 //! How a Service is put together from its resources: rules compiled, destinations resolved to instances, policies and
 //! counters looked up.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -11,6 +11,7 @@ use super::destination::{Circuit, Destination, Instance, PortInstances};
 use super::policy::{CircuitSettings, RetrySettings, budget_limits, limit};
 use super::{Port, Rule, Service, ServiceKey, Shares, resource_key};
 use crate::matching::Entry;
+use crate::record::metrics::Series;
 use crate::resources::Resources;
 use crate::runtime::Runtime;
 
@@ -39,7 +40,8 @@ pub(super) fn service(resources: &Resources, key: &ServiceKey, fingerprint: Vec<
         .iter()
         .filter_map(|p| Some(Port { number: u16::try_from(p.port).ok()?, protocol: p.protocol() }))
         .collect();
-    let builder = Builder { resources, runtime, key, ports: &ports, routes };
+    let mut builder = Builder { resources, runtime, key, ports: &ports, routes, retries: Vec::new() };
+    builder.retries = routes.retries.iter().map(|policy| builder.retry(policy)).collect();
     Service {
         label: key.to_string().into(),
         // An entry that does not compile was turned down when it came in, so none is lost here.
@@ -72,6 +74,8 @@ struct Builder<'a> {
     key: &'a ServiceKey,
     ports: &'a [Port],
     routes: &'a v1::ServiceRoutes,
+    /// The retry policies attached to the Service, in the order of `routes`.
+    retries: Vec<Arc<RetrySettings>>,
 }
 
 impl Builder<'_> {
@@ -93,7 +97,13 @@ impl Builder<'_> {
             request_timeout: limit(wire.request_timeout_ms),
             try_timeout: limit(wire.backend_request_timeout_ms),
             fail_when_unavailable: wire.fail_when_unavailable,
+            series: self.series(&wire.name, "", ""),
         }
+    }
+
+    fn series(&self, rule: &str, target: &str, version: &str) -> Arc<Series> {
+        let rule = if rule.is_empty() { DEFAULT_RULE } else { rule };
+        self.runtime.series(&self.key.to_string(), rule, target, version)
     }
 
     fn destination(&self, rule: &v1::Rule, wire: &v1::Destination, named: Option<&Arc<RetrySettings>>) -> Destination {
@@ -101,29 +111,21 @@ impl Builder<'_> {
         let nothing = v1::Selector::default();
         let selector = wire.selector.as_ref().unwrap_or(&nothing);
         let label: Arc<str> = target.to_string().into();
-        let attached = || {
-            let policy = self.routes.retries.iter().find(|r| covers(r.target.as_ref(), selector))?;
-            Some(self.retry(policy))
-        };
+        let attached = self.routes.retries.iter().zip(&self.retries);
+        let attached =
+            attached.filter(|(policy, _)| covers(policy.target.as_ref(), selector)).map(|(_, settings)| settings);
         let routes = self.resources.routes(&resource_key(v1::Kind::Routes, &target));
-        let circuits: Vec<Arc<CircuitSettings>> = routes
-            .map(|r| r.circuits.iter().map(|policy| Arc::new(CircuitSettings::from(policy))).collect())
+        let circuits: Vec<(&v1::CircuitPolicy, Arc<CircuitSettings>)> = routes
+            .map(|r| r.circuits.iter().map(|policy| (policy, Arc::new(CircuitSettings::from(policy)))).collect())
             .unwrap_or_default();
-        let policies: Vec<(&v1::CircuitPolicy, &Arc<CircuitSettings>)> =
-            routes.map(|r| r.circuits.iter().zip(&circuits).collect()).unwrap_or_default();
-        let whole = policies
-            .iter()
-            .find(|(policy, _)| covers(policy.target.as_ref(), selector))
-            .filter(|(_, settings)| settings.whole_destination)
-            .map(|(_, settings)| self.circuit(&target, describe(selector).as_str(), settings));
-        let ports = self.ports.iter().map(|port| self.instances(&rule.name, wire, *port, &policies)).collect();
+        let ports = self.ports.iter().map(|port| self.instances(&rule.name, wire, *port, &circuits, named)).collect();
         Destination {
-            service: label,
             version: selector.version.as_str().into(),
             weight: wire.weight,
             ports,
-            circuit: whole,
-            retry: named.cloned().or_else(attached),
+            retry: named.into_iter().chain(attached).next().cloned(),
+            series: self.series(&rule.name, &label, &selector.version),
+            service: label,
         }
     }
 
@@ -132,12 +134,12 @@ impl Builder<'_> {
         rule: &str,
         wire: &v1::Destination,
         asked: Port,
-        policies: &[(&v1::CircuitPolicy, &Arc<CircuitSettings>)],
+        circuits: &[(&v1::CircuitPolicy, Arc<CircuitSettings>)],
+        named: Option<&Arc<RetrySettings>>,
     ) -> PortInstances {
         let target = &destination_key(wire);
         let nothing = v1::Selector::default();
         let selector = wire.selector.as_ref().unwrap_or(&nothing);
-        let rule = if rule.is_empty() { DEFAULT_RULE } else { rule };
         let Some(instances) = self.resources.instances(&resource_key(v1::Kind::Instances, target)) else {
             return PortInstances::default();
         };
@@ -154,18 +156,24 @@ impl Builder<'_> {
                 let ip: IpAddr = instance.address.parse().ok()?;
                 let number = instance.ports.iter().find(|p| p.service_port == port.port)?.port;
                 let address = SocketAddr::new(ip, u16::try_from(number).ok()?);
-                let policy = policies.iter().find(|(p, _)| p.target.as_ref().is_none_or(|t| selects(t, instance)));
-                let circuit = policy
-                    .filter(|(_, settings)| !settings.whole_destination)
-                    .map(|(_, settings)| self.circuit(target, &address.to_string(), settings));
+                // The most specific policy comes first, and holds for the instances that its target means.
+                let circuit = circuits.iter().find(|(policy, _)| is_target(policy.target.as_ref(), instance));
+                let circuit = circuit.map(|(policy, settings)| match settings.whole_destination {
+                    true => self.circuit(target, &describe(selector, policy.target.as_ref()), settings),
+                    false => self.circuit(target, &address.to_string(), settings),
+                });
+                let attached = self.routes.retries.iter().zip(&self.retries);
+                let attached = attached.filter(|(policy, _)| is_target(policy.target.as_ref(), instance));
+                let retry = named.into_iter().chain(attached.map(|(_, settings)| settings)).next().cloned();
                 Some(Arc::new(Instance {
                     address,
                     protocol: port.protocol(),
                     version: instance.version.as_str().into(),
                     name: instance.name.as_str().into(),
                     circuit,
+                    retry,
                     load: self.runtime.load(target, address),
-                    series: self.runtime.series(&self.key.to_string(), rule, &target.to_string(), &instance.version),
+                    series: self.series(rule, &target.to_string(), &instance.version),
                 }))
             })
             .collect();
@@ -201,6 +209,11 @@ fn selects(selector: &v1::Selector, instance: &v1::Instance) -> bool {
         && selector.labels.iter().all(|(name, value)| instance.labels.get(name) == Some(value))
 }
 
+/// Whether a policy for `target` is one for the instance.
+fn is_target(target: Option<&v1::Selector>, instance: &v1::Instance) -> bool {
+    target.is_none_or(|target| selects(target, instance))
+}
+
 /// Whether a policy for `target` holds for all that a destination's selector means: it asks for nothing that the destination
 /// does not ask for too.
 fn covers(target: Option<&v1::Selector>, destination: &v1::Selector) -> bool {
@@ -210,10 +223,12 @@ fn covers(target: Option<&v1::Selector>, destination: &v1::Selector) -> bool {
     })
 }
 
-/// What a selector means, for people: `v2`, `tier=gold`, or `all`.
-fn describe(selector: &v1::Selector) -> String {
-    let labels = selector.labels.iter().map(|(name, value)| format!("{name}={value}"));
-    let parts: Vec<String> =
-        Some(selector.version.clone()).filter(|v| !v.is_empty()).into_iter().chain(labels).collect();
+/// Which instances share a circuit, for people: those of a destination that a policy for `target` is for. `v2`, `tier=gold`, or `all`.
+fn describe(destination: &v1::Selector, target: Option<&v1::Selector>) -> String {
+    let both = || [Some(destination), target].into_iter().flatten();
+    let version = both().map(|selector| &selector.version).find(|version| !version.is_empty());
+    let labels: BTreeMap<_, _> = both().flat_map(|selector| &selector.labels).collect();
+    let labels = labels.iter().map(|(name, value)| format!("{name}={value}"));
+    let parts: Vec<String> = version.cloned().into_iter().chain(labels).collect();
     if parts.is_empty() { "all".to_owned() } else { parts.join(",") }
 }

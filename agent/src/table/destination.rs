@@ -21,10 +21,18 @@ pub struct Destination {
     pub weight: u32,
     /// Its instances on each of the routed Service's ports.
     pub ports: Vec<PortInstances>,
-    /// The circuit of the destination as a whole, where its policy has that scope.
-    pub circuit: Option<Circuit>,
-    /// When calls to it are tried again.
+    /// The retry policy that holds for all of it; one for a part of it is at the instances of that part.
     pub retry: Option<Arc<RetrySettings>>,
+    /// Where requests are counted that none of its instances could take.
+    pub series: Arc<Series>,
+}
+
+impl Destination {
+    /// Whether a request that came for this port may go to another destination of the rule instead.
+    pub fn may_rechoose(&self, port: usize) -> bool {
+        let instances = self.ports.get(port).into_iter().flat_map(|p| &p.ready).filter_map(|i| i.retry.as_ref());
+        self.retry.iter().chain(instances).any(|policy| policy.rechoose_destination)
+    }
 }
 
 /// Instances that can take a request which came for one port.
@@ -45,8 +53,10 @@ pub struct Instance {
     pub version: Arc<str>,
     /// Its Pod's name, or empty.
     pub name: Arc<str>,
-    /// Its own circuit, where its policy has that scope.
+    /// Its circuit: its own, or with the scope `Destination` one that it shares with those of its destination that the policy is for.
     pub circuit: Option<Circuit>,
+    /// When requests that it was asked are tried again.
+    pub retry: Option<Arc<RetrySettings>>,
     /// How busy and how quick it is.
     pub load: Arc<Load>,
     /// Where its requests are counted: by rule and version, not by instance.

@@ -30,12 +30,30 @@ pub enum Outcome {
     Timeout,
     /// The caller broke off, or sent a body that cannot be read: it says nothing about the instance.
     CallersFault,
+    /// It took longer than it may because the caller's own body did not come, or the caller did not read: nor does this.
+    CallersBody,
+    /// It took longer than the caller waits, and no other limit is over: nor does this.
+    CallersLimit,
 }
 
 impl Outcome {
     /// Whether the instance cannot have acted on the request, so that sending it again is safe whatever the method.
     pub fn never_processed(self) -> bool {
         matches!(self, Self::ConnectFailure | Self::RefusedStream)
+    }
+
+    /// Whether it says nothing about the instance.
+    pub fn is_callers(self) -> bool {
+        matches!(self, Self::CallersFault | Self::CallersBody | Self::CallersLimit)
+    }
+
+    /// Whether the instance is at fault, whatever policies say.
+    pub fn is_failure(self) -> bool {
+        match self {
+            Self::Reply { status, grpc } => status >= 500 || grpc.is_some_and(is_grpc_server_error),
+            Self::ConnectFailure | Self::RefusedStream | Self::Reset | Self::Timeout => true,
+            Self::CallersFault | Self::CallersBody | Self::CallersLimit => false,
+        }
     }
 
     /// One word for it, for metrics.
@@ -48,7 +66,7 @@ impl Outcome {
             Self::RefusedStream => "refused-stream",
             Self::Reset => "reset",
             Self::Timeout => "timeout",
-            Self::CallersFault => "caller",
+            Self::CallersFault | Self::CallersBody | Self::CallersLimit => "caller",
         }
     }
 }
@@ -56,6 +74,10 @@ impl Outcome {
 /// gRPC statuses that say the server, not the caller, is at fault: UNKNOWN, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE and
 /// DATA_LOSS. They are to gRPC what 5xx is to HTTP.
 const GRPC_SERVER_ERRORS: u32 = 1 << 2 | 1 << 4 | 1 << 13 | 1 << 14 | 1 << 15;
+
+fn is_grpc_server_error(code: u8) -> bool {
+    GRPC_SERVER_ERRORS & 1 << code.min(31) != 0
+}
 
 /// A set of outcomes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -84,7 +106,7 @@ impl Conditions {
             Outcome::RefusedStream => self.refused_stream || self.reset,
             Outcome::Reset => self.reset,
             Outcome::Timeout => self.timeout,
-            Outcome::CallersFault => false,
+            Outcome::CallersFault | Outcome::CallersBody | Outcome::CallersLimit => false,
         }
     }
 }

@@ -405,3 +405,16 @@ fn four_threads_never_have_more_probes_than_allowed() {
     });
     assert!(opened.load(SeqCst) > 10, "the test saw the breaker change");
 }
+
+#[test]
+fn a_shorter_timeout_holds_for_a_circuit_that_is_open_already_and_a_longer_one_does_not() {
+    let mut bench = Bench::new(SETTINGS);
+    let until = bench.open();
+    bench.breaker.shorten(&Settings { timeout_ms: 90_000, ..SETTINGS }, bench.now);
+    assert_eq!(bench.until(), until);
+    bench.now = Millis(bench.now.0 + 10_000);
+    bench.breaker.shorten(&Settings { timeout_ms: 5_000, ..SETTINGS }, bench.now);
+    assert_eq!(bench.until(), bench.now.plus(5_000));
+    bench.now = bench.until();
+    assert!(matches!(bench.ask(), Answer::Probe(_)));
+}

@@ -5,8 +5,9 @@
 //! - an object that one file says, whole and valid, is in force;
 //! - an object whose document is there but refused, or that two files claim, stays as it was;
 //! - an object whose file cannot be read to its end stays as it was;
-//! - an object that no file says any more is deleted, but only when that has been so for [`CONFIRM`]: editors and
-//!   deployments write in steps, and a file that is half written, emptied or renamed away for a moment deletes nothing;
+//! - an object that no file says any more is deleted, but only when that has been so for [`CONFIRM`] since its file was last
+//!   written, or for [`LONGEST_WAIT`]: editors and deployments write in steps, and a file that is half written, emptied or
+//!   renamed away for a moment deletes nothing;
 //! - while the folder itself is gone, everything stays as it was.
 //!
 //! An object that moves to another file in one look is an update (`an_object_that_moves_to_another_file_is_an_update`).
@@ -15,6 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use sha2::{Digest as _, Sha256};
 use switchyard_crds::{Finding, Place, Reason};
 
 use crate::object::{Object, ObjectKey};
@@ -23,6 +25,9 @@ use crate::source::manifest::{self, Loaded, Manifest};
 
 /// How long an object must be missing before it counts as deleted.
 pub const CONFIRM: Duration = Duration::from_millis(300);
+
+/// A file that is written again and again is not waited for any longer than this.
+pub const LONGEST_WAIT: Duration = Duration::from_secs(2);
 
 /// What a look at the folder found.
 #[derive(Clone, Debug)]
@@ -72,17 +77,28 @@ pub struct Folder {
     held: BTreeMap<ObjectKey, Held>,
     /// What was in force before a restart; void after the first look that finds the folder.
     last_good: BTreeMap<ObjectKey, Held>,
-    missing_since: BTreeMap<ObjectKey, Instant>,
+    missing_since: BTreeMap<ObjectKey, Missing>,
     reported: BTreeMap<String, Vec<Finding>>,
     synced: bool,
 }
 
 #[derive(Debug)]
 struct File {
+    /// Its text, shortened, or why it cannot be read.
+    text: Result<[u8; 32], Unreadable>,
     /// What it says, or why it cannot be read.
     says: Result<Manifest, Finding>,
-    /// When it was last found different.
+    /// When it was last found to hold something else.
     changed: Instant,
+}
+
+/// How long no file has said an object.
+#[derive(Debug)]
+struct Missing {
+    /// Since this look.
+    first: Instant,
+    /// Since this look its file has not changed either.
+    quiet: Instant,
 }
 
 impl File {
@@ -132,11 +148,16 @@ impl Folder {
             self.files.remove(&path);
         }
         for (path, text) in changed {
+            let short = text.as_ref().map(|text| Sha256::digest(text).into()).map_err(Clone::clone);
+            // A file that was read once more to be sure, and holds what it held.
+            if self.files.get(&path).is_some_and(|file| file.text == short) {
+                continue;
+            }
             let says = match text {
                 Ok(text) => Ok(manifest::read(&path, &text)),
                 Err(unreadable) => Err(finding_of(&path, unreadable)),
             };
-            self.files.insert(path, File { says, changed: now });
+            self.files.insert(path, File { text: short, says, changed: now });
         }
         let mut findings = self.own_findings();
         let mut events = self.settle(now, &mut findings);
@@ -225,10 +246,11 @@ impl Folder {
             if wanted.contains_key(key) {
                 continue;
             }
-            let since = self.missing_since.entry(key.clone()).or_insert(now);
-            // A file that is still being written starts the wait anew.
-            *since = self.files.get(&held.file).map_or(*since, |file| file.changed.max(*since));
-            if now.saturating_duration_since(*since) < CONFIRM {
+            let missing = self.missing_since.entry(key.clone()).or_insert(Missing { first: now, quiet: now });
+            // A file that is still being written starts the wait anew, but not for ever.
+            missing.quiet = self.files.get(&held.file).map_or(missing.quiet, |file| file.changed.max(missing.quiet));
+            let for_long = now.saturating_duration_since(missing.first) >= LONGEST_WAIT;
+            if !for_long && now.saturating_duration_since(missing.quiet) < CONFIRM {
                 wanted.insert(key.clone(), held.clone());
             } else {
                 self.missing_since.remove(key);

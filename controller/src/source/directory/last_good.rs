@@ -9,9 +9,31 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 use crate::object::{Object, ObjectKey};
 use crate::source::directory::folder::Held;
+
+/// A folder per manifests folder under the user's state home (the XDG base directory specification). `None`: there is no home.
+pub fn state_folder(manifests: &Path) -> Option<PathBuf> {
+    let home = std::env::var_os("XDG_STATE_HOME")
+        .map(PathBuf::from)
+        .filter(|p| p.is_absolute())
+        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".local/state")))?;
+    Some(home.join("switchyard").join(state_name(&std::path::absolute(manifests).ok()?)))
+}
+
+/// One name for an absolute path: what people know it by, and a hash of all of it, so that no two paths get the same.
+fn state_name(path: &Path) -> String {
+    // Without a slash at the end, which means nothing.
+    let path: PathBuf = path.components().collect();
+    let known_by = path.file_name().unwrap_or_default().to_string_lossy();
+    let plain = |c: char| if c.is_ascii_alphanumeric() || c == '.' || c == '_' { c } else { '-' };
+    let known_by: String = known_by.chars().take(40).map(plain).collect();
+    let hash = Sha256::digest(path.as_os_str().as_encoded_bytes());
+    let hash: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    format!("{known_by}-{hash}")
+}
 
 /// Where the objects in force are kept.
 #[derive(Debug)]
@@ -92,5 +114,28 @@ impl LastGood {
         file.sync_all()?;
         fs::rename(&beside, &self.file)?;
         File::open(folder)?.sync_all()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_folder_has_a_state_folder_of_its_own() {
+        let names =
+            ["/col/a-/b", "/col/a/-b", "/col/a/b", "/col/a-b", "/", "/b"].map(|path| state_name(Path::new(path)));
+        let different: std::collections::BTreeSet<_> = names.iter().collect();
+        assert_eq!(different.len(), names.len(), "{names:?}");
+        assert!(names[0].starts_with("b-"), "{names:?}");
+        assert_eq!(state_name(Path::new("/col/a/")), state_name(Path::new("/col/a")));
+    }
+
+    #[test]
+    fn a_long_path_in_any_script_has_one_too() {
+        for name in ["ü".repeat(120), "漢字".repeat(50), "/x".repeat(2000)] {
+            let name = state_name(&Path::new("/").join(name));
+            assert!(name.len() < 64 && name.is_ascii(), "{name}");
+        }
     }
 }

@@ -127,6 +127,33 @@ fn a_file_that_is_written_in_steps_deletes_nothing() {
 }
 
 #[test]
+fn a_file_that_is_written_again_and_again_without_an_object_deletes_it() {
+    let mut bench = Bench::new();
+    bench.look(&[("a.yaml", Some(&both(&rule("a", "1"), &rule("b", "1"))))]);
+    let (began, mut all) = (bench.now, Vec::new());
+    for number in 0.. {
+        let text = format!("{}# {number}\n", rule("a", "1"));
+        all.extend(deleted(&bench.look(&[("a.yaml", Some(&text))])));
+        if !all.is_empty() {
+            break;
+        }
+        bench.now += Duration::from_millis(250);
+        assert!(bench.now - began <= LONGEST_WAIT, "it is never deleted");
+    }
+    assert_eq!(all, ["b"]);
+    assert_eq!(bench.now - began, LONGEST_WAIT);
+}
+
+#[test]
+fn a_file_that_is_read_again_and_holds_the_same_is_not_waited_for_anew() {
+    let mut bench = Bench::new();
+    bench.look(&[("a.yaml", Some(&both(&rule("a", "1"), &rule("b", "1"))))]);
+    bench.look(&[("a.yaml", Some(&rule("a", "1")))]);
+    bench.now += CONFIRM;
+    assert_eq!(deleted(&bench.look(&[("a.yaml", Some(&rule("a", "1")))])), ["b"]);
+}
+
+#[test]
 fn a_file_that_stays_empty_deletes_its_objects() {
     let mut bench = Bench::new();
     bench.look(&[("a.yaml", Some(&rule("a", "1")))]);
