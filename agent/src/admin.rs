@@ -1,6 +1,7 @@
 //! What people and monitoring ask of an agent, over HTTP on an address of its own: `/healthz`, `/readyz`, `/metrics`, `/config`,
 //! `/circuits`. Everything is read; nothing can be changed here.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -70,16 +71,27 @@ async fn config(State(admin): State<Admin>) -> Response {
             json!({
                 "service": &*service.label,
                 "ports": ports,
+                "addresses": service.cluster_ips,
+                "intercepted": service.intercepted,
                 "rules": rules,
                 "order": order,
                 "default": rule(&service.default_rule)["destinations"],
             })
         })
         .collect();
+    let workloads: BTreeMap<String, Value> = table
+        .addresses
+        .workloads()
+        .map(|w| {
+            let shown = json!({"addresses": w.addresses, "serviceAccount": w.service_account});
+            (format!("{}/{}", w.namespace, w.name), shown)
+        })
+        .collect();
     pretty(&json!({
         "revision": table.revision,
         "connected": admin.link.connected.load(Relaxed),
         "services": services,
+        "workloads": workloads,
     }))
 }
 

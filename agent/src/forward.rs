@@ -6,7 +6,7 @@
 //! - A kept connection that breaks off before any reply is a failure of its own, [`Failure::Stale`]: whoever asks knows whether the
 //!   request may be sent once more.
 
-use std::rc::Rc;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use http::header::{COOKIE, HOST};
@@ -20,12 +20,15 @@ use tokio::net::TcpStream;
 
 use crate::body::RequestBody;
 use crate::table::{Instance, Outcome};
-use crate::worker::Worker;
+use crate::worker::Caller;
 
 /// Free connections.
 pub mod pool;
+/// Connections from a caller's own address.
+mod transparent;
 
 use pool::Lease;
+pub use transparent::Source;
 
 /// How long a connection may take to be made; a policy's timeouts may be shorter.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -74,7 +77,7 @@ impl From<Outcome> for Failure {
 /// # Errors
 /// How the try failed.
 pub async fn send(
-    worker: &Rc<Worker>,
+    caller: &Caller,
     instance: &Instance,
     request: Request<RequestBody>,
     version: Version,
@@ -87,16 +90,16 @@ pub async fn send(
         Protocol::Http1 | Protocol::Tcp => false,
     };
     if http2 {
-        Ok(send_http2(worker, instance, for_http2(request)?).await?)
+        Ok(send_http2(caller, instance, for_http2(request)?).await?)
     } else {
         // A connection that is upgraded never comes back, so none of the kept ones is spent on it.
         let kept = connection == Connection::Kept && !upgrade;
-        send_http1(worker, instance, for_http1(request), upgrade, kept).await
+        send_http1(caller, instance, for_http1(request), upgrade, kept).await
     }
 }
 
 async fn send_http1(
-    worker: &Rc<Worker>,
+    caller: &Caller,
     instance: &Instance,
     mut request: Request<RequestBody>,
     upgrade: bool,
@@ -104,13 +107,13 @@ async fn send_http1(
 ) -> Result<(Response<Incoming>, Lease), Failure> {
     let id = instance.load.id;
     let with_body = !request.body().is_end_stream();
-    while kept && let Some(mut sender) = worker.pool.take_http1(id) {
+    while kept && let Some(mut sender) = caller.pool.take_http1(id) {
         // Its last reply has just come whole; the connection's own task may have a last step to do.
         if !sender.is_ready() && sender.ready().await.is_err() {
             continue;
         }
         match sender.try_send_request(request).await {
-            Ok(response) => return Ok((response, worker.pool.lease(id, sender, with_body))),
+            Ok(response) => return Ok((response, caller.pool.lease(id, sender, with_body))),
             Err(mut error) => match error.take_message() {
                 Some(unsent) => request = unsent,
                 None if error.error().is_incomplete_message() => return Err(Failure::Stale),
@@ -119,20 +122,20 @@ async fn send_http1(
         }
     }
     // Rare and large: kept out of every request's own future.
-    let mut sender = Box::pin(connect_http1(instance, upgrade)).await?;
+    let mut sender = Box::pin(connect_http1(instance.address, caller.source, upgrade)).await?;
     match sender.send_request(request).await {
-        Ok(response) => Ok((response, worker.pool.lease(id, sender, with_body))),
+        Ok(response) => Ok((response, caller.pool.lease(id, sender, with_body))),
         Err(_) => Err(Outcome::Reset.into()),
     }
 }
 
 async fn send_http2(
-    worker: &Rc<Worker>,
+    caller: &Caller,
     instance: &Instance,
     mut request: Request<RequestBody>,
 ) -> Result<(Response<Incoming>, Lease), Outcome> {
     let id = instance.load.id;
-    if let Some(mut sender) = worker.pool.http2(id)
+    if let Some(mut sender) = caller.pool.http2(id)
         && sender.ready().await.is_ok()
     {
         match sender.try_send_request(request).await {
@@ -143,8 +146,8 @@ async fn send_http2(
             },
         }
     }
-    let mut sender = Box::pin(connect_http2(instance)).await?;
-    worker.pool.keep_http2(id, sender.clone());
+    let mut sender = Box::pin(connect_http2(instance.address, caller.source)).await?;
+    caller.pool.keep_http2(id, sender.clone());
     match sender.send_request(request).await {
         Ok(response) => Ok((response, Lease::Shared)),
         Err(error) => Err(stream_outcome(&error)),
@@ -167,24 +170,37 @@ fn stream_outcome(error: &hyper::Error) -> Outcome {
     Outcome::Reset
 }
 
-async fn connect(instance: &Instance) -> Result<TokioIo<TcpStream>, Outcome> {
-    let connecting = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(instance.address));
-    match connecting.await {
+/// Connects to an instance, or to whoever is at that address.
+///
+/// # Errors
+/// How the try failed.
+pub async fn connect(address: SocketAddr, source: Option<Source>) -> Result<TcpStream, Outcome> {
+    let connecting = async {
+        match source {
+            None => TcpStream::connect(address).await,
+            Some(source) => transparent::connect(address, source).await,
+        }
+    };
+    match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
         Ok(Ok(stream)) => {
             // Small writes must not wait for others; a socket that refuses the option still works.
             let _ = stream.set_nodelay(true);
-            Ok(TokioIo::new(stream))
+            Ok(stream)
         }
         Ok(Err(error)) => {
-            tracing::debug!(address = %instance.address, %error, "cannot connect");
+            tracing::debug!(%address, %error, "cannot connect");
             Err(Outcome::ConnectFailure)
         }
         Err(_) => Err(Outcome::ConnectFailure),
     }
 }
 
-async fn connect_http1(instance: &Instance, upgrade: bool) -> Result<http1::SendRequest<RequestBody>, Outcome> {
-    let io = connect(instance).await?;
+async fn connect_http1(
+    address: SocketAddr,
+    source: Option<Source>,
+    upgrade: bool,
+) -> Result<http1::SendRequest<RequestBody>, Outcome> {
+    let io = TokioIo::new(connect(address, source).await?);
     let (sender, connection) =
         http1::Builder::new().max_buf_size(MAX_BUFFER).handshake(io).await.map_err(|_| Outcome::ConnectFailure)?;
     // The connection's errors reach whoever waits for the reply.
@@ -197,8 +213,11 @@ async fn connect_http1(instance: &Instance, upgrade: bool) -> Result<http1::Send
 /// What may be read ahead of an instance on one connection of HTTP/1; also bounds a reply's head.
 const MAX_BUFFER: usize = 128 * 1024;
 
-async fn connect_http2(instance: &Instance) -> Result<http2::SendRequest<RequestBody>, Outcome> {
-    let io = connect(instance).await?;
+async fn connect_http2(
+    address: SocketAddr,
+    source: Option<Source>,
+) -> Result<http2::SendRequest<RequestBody>, Outcome> {
+    let io = TokioIo::new(connect(address, source).await?);
     let (sender, connection) = http2::Builder::new(LocalExecutor)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)

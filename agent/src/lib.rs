@@ -11,6 +11,8 @@ pub mod admin;
 pub mod admit;
 /// Bodies.
 pub mod body;
+/// Connections that are not HTTP.
+pub mod carry;
 /// Which destination and instance.
 pub mod choose;
 /// How a try went.
@@ -21,6 +23,8 @@ pub mod clock;
 pub mod explain;
 /// One try.
 pub mod forward;
+/// How connections of pods come here.
+pub mod intercept;
 /// Interim replies.
 pub mod interim;
 /// Connections from callers.

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::header::HOST;
+use http::header::{CONNECTION, HOST};
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Version};
 use http_body::Body;
@@ -57,14 +57,17 @@ pub async fn handle(
         }
     };
     let on_upgrade = parts.extensions.remove::<OnUpgrade>();
-    let interim = (parts.version == Version::HTTP_11).then(|| Arc::clone(&caller.interim));
-    let served = serve(&worker, &table, &mut exchange, parts, body, facts, interim).await;
+    let (version, ending) = (parts.version, worker.is_ending());
+    let served = serve(&worker, &table, &mut exchange, parts, body, facts, &caller).await;
     caller.interim.settle();
     match served {
         Ok(mut reply) => {
             exchange.status(reply.head.status.as_u16());
             let switching = reply.head.status == StatusCode::SWITCHING_PROTOCOLS;
             message::prepare_reply(&mut reply.head.headers, switching);
+            if ending && !switching && version < Version::HTTP_2 {
+                reply.head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
+            }
             if switching {
                 return Ok(tunnel::open(&worker, caller, on_upgrade, reply.head, exchange));
             }
@@ -72,7 +75,9 @@ pub async fn handle(
             Ok(Response::from_parts(reply.head, ReplyBody::Relay(reply.relay)))
         }
         Err(refusal) => {
-            let reply = refusal.reply(facts.grpc);
+            let last = caller.original.is_some() && refusal.reason == Reason::NoRoute || ending;
+            let reply =
+                if last && version < Version::HTTP_2 { refusal.reply_and_close() } else { refusal.reply(facts.grpc) };
             exchange.refused(refusal.reason);
             exchange.status(refusal.status().as_u16());
             Ok(reply)
@@ -94,10 +99,9 @@ async fn serve(
     parts: Parts,
     body: Incoming,
     facts: Facts,
-    interim: Option<Arc<Interim>>,
+    caller: &Caller,
 ) -> Result<Reply, Refusal> {
-    let host = parts.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    let (service_at, port) = table.identify(host)?;
+    let (service_at, port) = identify(table, caller, &parts)?;
     exchange.identified(service_at);
     let service = table.at(service_at);
     let Some(service_port) = service.ports.get(port) else {
@@ -113,8 +117,7 @@ async fn serve(
     let rule_at = matching::first(service, &view).map(|entry| entry.rule);
     let rule = service.rule(rule_at);
 
-    let mut call = Call::new(parts, body, facts, exchange.start, rule);
-    call.interim = interim;
+    let mut call = Call::new(parts, body, facts, exchange.start, rule, caller);
     let (mut tried, mut tries) = (Tried::default(), Tries::default());
     let mut last: Option<Failed> = None;
     loop {
@@ -140,7 +143,7 @@ async fn serve(
             policy.budget.deposit(worker.index, worker.millis(exchange.start));
         }
         call.under(policy);
-        let (outcome, reply) = attempt(worker, table, &mut call, at, permit, policy, tries.retries).await;
+        let (outcome, reply) = attempt(table, &mut call, at, permit, policy, tries.retries).await;
         let Some(policy) = policy else { return Failed { outcome, reply }.stands() };
 
         let counters = &service.runtime.retries;
@@ -178,11 +181,21 @@ async fn serve(
     }
 }
 
+/// Whom the request is for: as its connection says, where that was taken in on its way; else as its Host does.
+fn identify(table: &TableRef, caller: &Caller, parts: &Parts) -> Result<(usize, usize), Refusal> {
+    match caller.original {
+        None => table.identify(parts.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default()),
+        Some(address) => table
+            .addresses
+            .service(address)
+            .ok_or_else(|| Refusal::new(Reason::NoRoute, format!("no Service has the address {address} any more"))),
+    }
+}
+
 /// One try at one instance, and what its head says.
 async fn attempt(
-    worker: &Rc<Worker>,
     table: &TableRef,
-    call: &mut Call,
+    call: &mut Call<'_>,
     at: At,
     mut permit: crate::admit::Permit,
     policy: Option<&RetrySettings>,
@@ -201,7 +214,7 @@ async fn attempt(
                 let request = call.request(policy.is_some(), retries, last);
                 let expects = expects && !request.body().is_end_stream();
                 let request = interim::listen(request, call.interim.as_ref(), expects);
-                match forward::send(worker, table.instance(at), request, version, upgrade, kept).await {
+                match forward::send(call.caller, table.instance(at), request, version, upgrade, kept).await {
                     Err(Failure::Stale) if again && matches!(kept, Connection::Kept) => kept = Connection::New,
                     Err(Failure::Stale) => return Err(Outcome::Reset),
                     Err(Failure::Of(outcome)) => return Err(outcome),
@@ -288,7 +301,8 @@ async fn drain(mut relay: Box<Relay>) {
 }
 
 /// The request as its tries need it.
-struct Call {
+struct Call<'a> {
+    caller: &'a Caller,
     parts: Parts,
     body: Source,
     facts: Facts,
@@ -318,13 +332,14 @@ impl Source {
     }
 }
 
-impl Call {
-    fn new(parts: Parts, body: Incoming, facts: Facts, start: Instant, rule: &Rule) -> Self {
+impl<'a> Call<'a> {
+    fn new(parts: Parts, body: Incoming, facts: Facts, start: Instant, rule: &Rule, caller: &'a Caller) -> Self {
         let callers = facts.has_deadline.then(|| retry::callers_timeout(&parts.headers)).flatten();
         let limits = [rule.request_timeout, callers];
         let deadline = limits.into_iter().flatten().min().and_then(|limit| start.checked_add(limit));
         let body = if body.is_end_stream() { Source::Empty } else { Source::Once(Some(body), Rc::default()) };
-        Self { parts, body, facts, start, deadline, try_timeout: rule.try_timeout, interim: None }
+        let interim = (parts.version == Version::HTTP_11).then(|| Arc::clone(&caller.interim));
+        Self { caller, parts, body, facts, start, deadline, try_timeout: rule.try_timeout, interim }
     }
 
     /// The policy that holds for the next try: its time for all tries counts, and what it may need again is kept.

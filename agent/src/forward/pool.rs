@@ -56,7 +56,7 @@ pub enum Lease {
 
 impl Pool {
     /// A handle to the same pool.
-    fn share(&self) -> Self {
+    pub fn share(&self) -> Self {
         Self { instances: Rc::clone(&self.instances) }
     }
 
@@ -99,6 +99,11 @@ impl Pool {
             connections.http2 = connections.http2.take().filter(|c| !c.is_closed());
             !connections.http1.is_empty() || connections.http2.is_some()
         });
+    }
+
+    /// Whether there is a connection in it, or somebody who may put one in.
+    pub fn is_used(&self) -> bool {
+        Rc::strong_count(&self.instances) > 1 || !self.instances.borrow().is_empty()
     }
 
     /// Closes all free connections.
