@@ -68,4 +68,8 @@ impl Switchyard for Service {
         let updates = WatchStream::new(self.said.clone()).map(Ok);
         Ok(Response::new(Box::pin(futures_util::StreamExt::take_until(updates, Box::pin(closed)))))
     }
+
+    async fn relay(&self, _: Request<Streaming<v1::RelayMessage>>) -> Result<Response<v1::RelayReply>, Status> {
+        Err(Status::unimplemented("there is no other controller"))
+    }
 }

@@ -31,14 +31,14 @@ fn findings(root: &Path, try_nft: impl FnOnce() -> Result<(), String>) -> Vec<St
     }
     if root.join("sys/fs/bpf/tc/globals/cilium_lb4_reverse_sk").exists() {
         found.push(
-            "Cilium's socket load balancer is on: it picks the instance inside the pod, before any packet is there to take in; set \
-             socketLB.hostNamespaceOnly=true in Cilium's configuration"
+            "Cilium's socket load balancer is on: it picks the instance inside the pod, before any packet is there to take in; \
+             socketLB.hostNamespaceOnly=true takes it out of the pods (see docs/interception.md for what else is needed)"
                 .to_owned(),
         );
     } else if root.join("sys/class/net/cilium_host").exists() {
         found.push(
-            "this node runs Cilium: if it replaces kube-proxy, set socketLB.hostNamespaceOnly=true (see \
-             docs/interception.md), or connections to Services are not taken in"
+            "this node runs Cilium: where it translates the ClusterIPs that pods connect to, at the pod's device or in its \
+             sockets, connections are not taken in (see docs/interception.md)"
                 .to_owned(),
         );
     }
