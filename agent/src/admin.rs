@@ -39,12 +39,21 @@ pub fn router(admin: Admin) -> Router {
     registry.register_collector(Box::new(metrics::Collector(admin.clone())));
     let registry = Arc::new(registry);
     Router::new()
-        .route("/healthz", get(async || "ok\n"))
+        .route("/healthz", get(healthy))
         .route("/readyz", get(ready))
         .route("/metrics", get(move || metrics::text(Arc::clone(&registry))))
         .route("/config", get(config))
         .route("/circuits", get(circuits))
         .with_state(admin)
+}
+
+/// A worker that is stuck keeps connections from being taken in until the agent is started again.
+async fn healthy(State(admin): State<Admin>) -> (StatusCode, String) {
+    let now = admin.shared.runtime.millis(clock::now());
+    match admin.shared.interception.as_ref().and_then(|interception| interception.pulse.stuck(now)) {
+        None => (StatusCode::OK, "ok\n".to_owned()),
+        Some(worker) => (StatusCode::SERVICE_UNAVAILABLE, format!("worker {worker} does not answer\n")),
+    }
 }
 
 async fn ready(State(admin): State<Admin>) -> (StatusCode, &'static str) {
