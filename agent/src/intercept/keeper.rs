@@ -148,10 +148,12 @@ impl Keeper {
     /// A step failed, or it is time to see whether the other agent is still there: whose is the table?
     fn find_out(&mut self, now: Instant) {
         self.standing = match tools::table() {
-            None => Standing::None(None),
+            Ok(None) => Standing::None(None),
             // Ours, and not as we left it: it is made anew.
-            Some(listing) if self.ruleset.owns(&listing) => Standing::None(None),
-            Some(_) => Standing::Other(now + LOOK_AFTER),
+            Ok(Some(listing)) if self.ruleset.owns(&listing) => Standing::None(None),
+            Ok(Some(_)) => Standing::Other(now + LOOK_AFTER),
+            // Nobody can tell, and nothing is taken from another agent on a guess.
+            Err(_) => return,
         };
     }
 

@@ -22,9 +22,16 @@ pub(super) fn nft_check(text: &str) -> Result<(), String> {
     run("nft", &["-c", "-f", "-"], text).map(drop)
 }
 
-/// The table as it is; nothing when there is none, or none can be seen.
-pub(super) fn table() -> Option<String> {
-    run("nft", &["list", "table", "inet", "switchyard"], "").ok()
+/// The table as it is; nothing when there is none.
+///
+/// # Errors
+/// It could not be looked at.
+pub(super) fn table() -> Result<Option<String>, String> {
+    match run("nft", &["list", "table", "inet", "switchyard"], "") {
+        Ok(listing) => Ok(Some(listing)),
+        Err(error) if error.contains("No such file or directory") && !error.starts_with("cannot run") => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Makes the addresses, rules and routes, or leaves them as they are.
