@@ -1,6 +1,7 @@
 //! What people and monitoring ask of an agent, over HTTP on an address of its own: `/healthz`, `/readyz`, `/metrics`, `/config`,
 //! `/circuits`. Everything is read; nothing can be changed here.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -38,12 +39,21 @@ pub fn router(admin: Admin) -> Router {
     registry.register_collector(Box::new(metrics::Collector(admin.clone())));
     let registry = Arc::new(registry);
     Router::new()
-        .route("/healthz", get(async || "ok\n"))
+        .route("/healthz", get(healthy))
         .route("/readyz", get(ready))
         .route("/metrics", get(move || metrics::text(Arc::clone(&registry))))
         .route("/config", get(config))
         .route("/circuits", get(circuits))
         .with_state(admin)
+}
+
+/// A worker that is stuck keeps connections from being taken in until the agent is started again.
+async fn healthy(State(admin): State<Admin>) -> (StatusCode, String) {
+    let now = admin.shared.runtime.millis(clock::now());
+    match admin.shared.interception.as_ref().and_then(|interception| interception.pulse.stuck(now)) {
+        None => (StatusCode::OK, "ok\n".to_owned()),
+        Some(worker) => (StatusCode::SERVICE_UNAVAILABLE, format!("worker {worker} does not answer\n")),
+    }
 }
 
 async fn ready(State(admin): State<Admin>) -> (StatusCode, &'static str) {
@@ -70,16 +80,27 @@ async fn config(State(admin): State<Admin>) -> Response {
             json!({
                 "service": &*service.label,
                 "ports": ports,
+                "addresses": service.cluster_ips,
+                "intercepted": service.intercepted,
                 "rules": rules,
                 "order": order,
                 "default": rule(&service.default_rule)["destinations"],
             })
         })
         .collect();
+    let workloads: BTreeMap<String, Value> = table
+        .addresses
+        .workloads()
+        .map(|w| {
+            let shown = json!({"addresses": w.addresses, "serviceAccount": w.service_account});
+            (format!("{}/{}", w.namespace, w.name), shown)
+        })
+        .collect();
     pretty(&json!({
         "revision": table.revision,
         "connected": admin.link.connected.load(Relaxed),
         "services": services,
+        "workloads": workloads,
     }))
 }
 

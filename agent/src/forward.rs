@@ -6,7 +6,7 @@
 //! - A kept connection that breaks off before any reply is [`Failure::stale`]: whoever asks knows whether the request may be sent once
 //!   more.
 
-use std::rc::Rc;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use http::header::{CONTENT_LENGTH, COOKIE, HOST, TRANSFER_ENCODING};
@@ -21,14 +21,17 @@ use tokio::net::TcpStream;
 use crate::body::RequestBody;
 use crate::message::{MAX_FIELDS, MAX_HEADER_BYTES};
 use crate::table::{Instance, Outcome};
-use crate::worker::Worker;
+use crate::worker::Caller;
 
 /// Free connections.
 pub mod pool;
+/// Connections from a caller's own address.
+mod transparent;
 /// Whether a connection has ended.
 mod watched;
 
 use pool::{Http2, Lease, Stream};
+pub use transparent::Source;
 use watched::Watched;
 
 /// How long a connection may take to be made; a policy's timeouts may be shorter.
@@ -78,7 +81,7 @@ impl From<Outcome> for Failure {
 /// # Errors
 /// How the try failed.
 pub async fn send(
-    worker: &Rc<Worker>,
+    caller: &Caller,
     instance: &Instance,
     request: Request<RequestBody>,
     version: Version,
@@ -86,11 +89,11 @@ pub async fn send(
     connection: Connection,
 ) -> Result<(Response<Incoming>, Lease), Failure> {
     if speaks_http2(instance, version) {
-        send_http2(worker, instance, for_http2(request)?, connection == Connection::Kept).await
+        send_http2(caller, instance, for_http2(request)?, connection == Connection::Kept).await
     } else {
         // A connection that is upgraded never comes back, so none of the kept ones is spent on it.
         let kept = connection == Connection::Kept && !upgrade;
-        send_http1(worker, instance, for_http1(request), upgrade, kept).await
+        send_http1(caller, instance, for_http1(request), upgrade, kept).await
     }
 }
 
@@ -104,7 +107,7 @@ pub fn speaks_http2(instance: &Instance, version: Version) -> bool {
 }
 
 async fn send_http1(
-    worker: &Rc<Worker>,
+    caller: &Caller,
     instance: &Instance,
     mut request: Request<RequestBody>,
     upgrade: bool,
@@ -112,13 +115,13 @@ async fn send_http1(
 ) -> Result<(Response<Incoming>, Lease), Failure> {
     let id = instance.load.id;
     let with_body = !request.body().is_end_stream();
-    while kept && let Some(mut sender) = worker.pool.take_http1(id) {
+    while kept && let Some(mut sender) = caller.pool.take_http1(id) {
         // Its last reply has just come whole; the connection's own task may have a last step to do.
         if !sender.is_ready() && sender.ready().await.is_err() {
             continue;
         }
         match sender.try_send_request(request).await {
-            Ok(response) => return Ok((response, worker.pool.lease(id, sender, with_body))),
+            Ok(response) => return Ok((response, caller.pool.lease(id, sender, with_body))),
             Err(mut error) => match error.take_message() {
                 Some(unsent) => request = unsent,
                 None => return Err(Failure { outcome: Outcome::Reset, stale: has_broken_off(error.error()) }),
@@ -126,9 +129,9 @@ async fn send_http1(
         }
     }
     // Rare and large: kept out of every request's own future.
-    let mut sender = Box::pin(connect_http1(instance, upgrade)).await?;
+    let mut sender = Box::pin(connect_http1(instance.address, caller.source, upgrade)).await?;
     match sender.send_request(request).await {
-        Ok(response) => Ok((response, worker.pool.lease(id, sender, with_body))),
+        Ok(response) => Ok((response, caller.pool.lease(id, sender, with_body))),
         Err(_) => Err(Outcome::Reset.into()),
     }
 }
@@ -140,28 +143,28 @@ fn has_broken_off(error: &hyper::Error) -> bool {
 }
 
 async fn send_http2(
-    worker: &Rc<Worker>,
+    caller: &Caller,
     instance: &Instance,
     mut request: Request<RequestBody>,
     kept: bool,
 ) -> Result<(Response<Incoming>, Lease), Failure> {
     let id = instance.load.id;
-    while kept && let Some(mut connection) = worker.pool.http2(id) {
+    while kept && let Some(mut connection) = caller.pool.http2(id) {
         let stream = connection.open();
         match connection.sender.try_send_request(request).await {
             Ok(response) => return Ok((response, Lease::Http2(stream))),
             Err(mut error) => match error.take_message() {
                 Some(unsent) => {
-                    worker.pool.forget_http2(id, &connection);
+                    caller.pool.forget_http2(id, &connection);
                     request = unsent;
                 }
                 None => return Err(stream_failure(error.error(), &stream, true)),
             },
         }
     }
-    let mut connection = Box::pin(connect_http2(instance)).await?;
+    let mut connection = Box::pin(connect_http2(instance.address, caller.source)).await?;
     let stream = connection.open();
-    worker.pool.keep_http2(id, connection.clone());
+    caller.pool.keep_http2(id, connection.clone());
     match connection.sender.send_request(request).await {
         Ok(response) => Ok((response, Lease::Http2(stream))),
         Err(error) => Err(stream_failure(&error, &stream, false)),
@@ -184,24 +187,37 @@ fn stream_failure(error: &hyper::Error, stream: &Stream, kept: bool) -> Failure 
     Failure { outcome: Outcome::Reset, stale: kept && has_broken_off(error) }
 }
 
-async fn connect(instance: &Instance) -> Result<TcpStream, Outcome> {
-    let connecting = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(instance.address));
-    match connecting.await {
+/// Connects to an instance, or to whoever is at that address.
+///
+/// # Errors
+/// How the try failed.
+pub async fn connect(address: SocketAddr, source: Option<Source>) -> Result<TcpStream, Outcome> {
+    let connecting = async {
+        match source {
+            None => TcpStream::connect(address).await,
+            Some(source) => transparent::connect(address, source).await,
+        }
+    };
+    match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
         Ok(Ok(stream)) => {
             // Small writes must not wait for others; a socket that refuses the option still works.
             let _ = stream.set_nodelay(true);
             Ok(stream)
         }
         Ok(Err(error)) => {
-            tracing::debug!(address = %instance.address, %error, "cannot connect");
+            tracing::debug!(%address, %error, "cannot connect");
             Err(Outcome::ConnectFailure)
         }
         Err(_) => Err(Outcome::ConnectFailure),
     }
 }
 
-async fn connect_http1(instance: &Instance, upgrade: bool) -> Result<http1::SendRequest<RequestBody>, Outcome> {
-    let io = TokioIo::new(connect(instance).await?);
+async fn connect_http1(
+    address: SocketAddr,
+    source: Option<Source>,
+    upgrade: bool,
+) -> Result<http1::SendRequest<RequestBody>, Outcome> {
+    let io = TokioIo::new(connect(address, source).await?);
     let (sender, connection) = http1::Builder::new()
         .max_headers(MAX_FIELDS)
         .max_header_size(MAX_HEADER_BYTES)
@@ -219,8 +235,8 @@ async fn connect_http1(instance: &Instance, upgrade: bool) -> Result<http1::Send
 /// What the fields of a reply's head, or of its trailers, may be on HTTP/2; of what is longer the library drops some.
 const MOST_HEADER_LIST: u32 = 4 * MAX_HEADER_BYTES as u32;
 
-async fn connect_http2(instance: &Instance) -> Result<Http2, Outcome> {
-    let (io, ended) = Watched::new(connect(instance).await?);
+async fn connect_http2(address: SocketAddr, source: Option<Source>) -> Result<Http2, Outcome> {
+    let (io, ended) = Watched::new(connect(address, source).await?);
     let (sender, connection) = http2::Builder::new(LocalExecutor)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)

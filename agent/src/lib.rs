@@ -11,6 +11,8 @@ pub mod admin;
 pub mod admit;
 /// Bodies.
 pub mod body;
+/// Connections that are not HTTP.
+pub mod carry;
 /// Which destination and instance.
 pub mod choose;
 /// How a try went.
@@ -23,6 +25,8 @@ pub mod explain;
 pub mod forward;
 /// Ids of requests and traces.
 pub mod ids;
+/// How connections of pods come here.
+pub mod intercept;
 /// Interim replies.
 pub mod interim;
 /// Notes about a caller's connection.

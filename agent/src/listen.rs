@@ -1,8 +1,12 @@
 //! Connections from callers: one listener per worker on the same port, HTTP/1.1 and cleartext HTTP/2 (by prior knowledge,
 //! RFC 9113 section 3.3) told apart by the first bytes.
 //!
+//! With interception, connections are those that were taken in on their way (`redirected`), and what is not HTTP is carried as it is.
+//!
 //! Keeps true: a connection with no request under way is closed after [`IDLE`], so a caller that never finishes its header cannot
-//! hold one for longer; there are never more than [`MOST_CONNECTIONS`] per worker; on shutdown what is under way is finished.
+//! hold one for longer; there are never more than [`MOST_CONNECTIONS`] per worker; on shutdown what is under way is finished. Callers
+//! that were taken in know nothing of a proxy that ends, so then no connection is closed under a request that may be on its way: each
+//! is told with its next reply, or closed when it has been idle for a while.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -18,6 +22,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use switchyard_proto::v1::Protocol as Spoken;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest, ReadBuf};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
@@ -29,10 +34,14 @@ use crate::interim::Interim;
 use crate::line::Line;
 use crate::message::{MAX_FIELDS, MAX_HEADER_BYTES};
 use crate::worker::{Caller, Worker};
-use crate::{refusal, request};
+use crate::{carry, intercept, refusal, request};
 
 /// Bytes that the HTTP library should not see.
 mod guard;
+/// Connections that were taken in.
+pub mod redirected;
+/// What is spoken.
+mod sniff;
 
 use guard::Guard;
 
@@ -53,6 +62,10 @@ const CONNECTION_WINDOW: u32 = MOST_STREAMS * STREAM_WINDOW;
 const MOST_HEADER_LIST: u32 = 4 * MAX_HEADER_BYTES as u32;
 /// What of a reply waits to be sent on one stream of HTTP/2; its caller may not read.
 const MOST_UNSENT: usize = 128 * 1024;
+/// When the agent ends, connections that were on their way here are still accepted for so long.
+const LINGER: Duration = Duration::from_secs(1);
+/// And those that were taken in are closed when no request has come on them for so long.
+const IDLE_AT_END: Duration = Duration::from_secs(3);
 /// What every connection of HTTP/2 begins with.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -61,6 +74,15 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// # Errors
 /// The address cannot be listened on.
 pub fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<std::net::TcpListener>> {
+    bind_with(address, workers, |_| Ok(()))
+}
+
+/// The same, with sockets that were prepared.
+fn bind_with(
+    address: SocketAddr,
+    workers: usize,
+    prepare: impl Fn(&Socket) -> io::Result<()>,
+) -> io::Result<Vec<std::net::TcpListener>> {
     let mut address = address;
     let mut listeners = Vec::with_capacity(workers);
     for _ in 0..workers.max(1) {
@@ -70,11 +92,13 @@ pub fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<std::net::Tcp
         if listeners.is_empty() && address.port() != 0 {
             let probe = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
             probe.set_reuse_address(true)?;
+            prepare(&probe)?;
             probe.bind(&SockAddr::from(address))?;
             probe.listen(1)?;
         }
         socket.set_reuse_port(true)?;
         socket.set_nonblocking(true)?;
+        prepare(&socket)?;
         socket.bind(&SockAddr::from(address))?;
         socket.listen(1024)?;
         let listener: std::net::TcpListener = socket.into();
@@ -82,6 +106,19 @@ pub fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<std::net::Tcp
         listeners.push(listener);
     }
     Ok(listeners)
+}
+
+/// Opens one listener on an address that others of ours may have too.
+///
+/// # Errors
+/// The address cannot be listened on.
+pub fn bind_shared(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&SockAddr::from(address))?;
+    socket.listen(1024)?;
+    Ok(socket.into())
 }
 
 /// A worker's open connections.
@@ -101,39 +138,34 @@ struct Open {
 /// Accepts and serves until `stop` becomes true, then finishes what is under way, for at most `drain`.
 ///
 /// # Errors
-/// The listener cannot be used.
+/// A listener cannot be used.
 pub async fn run(
     worker: Rc<Worker>,
-    listener: std::net::TcpListener,
+    listeners: Vec<std::net::TcpListener>,
     mut stop: watch::Receiver<bool>,
     drain: Duration,
 ) -> io::Result<()> {
-    let listener = TcpListener::from_std(listener)?;
+    let listeners = listeners.into_iter().map(TcpListener::from_std).collect::<io::Result<Vec<_>>>()?;
     let connections = Rc::new(Connections::default());
     let stopped = stop.clone();
-    let mut sweep = tokio::time::interval(SWEEP);
-    sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, address)) => open(&worker, &connections, stream, address, &stopped),
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
-                    // Most likely too many open files: give others time to close some.
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-            },
-            _ = sweep.tick() => {
-                connections.close_idle(clock::now());
-                worker.pool.sweep(clock::now());
-            }
-            _ = stop.wait_for(|stop| *stop) => break,
-        }
+    let taken_in = worker.shared.interception.is_some();
+    tokio::select! {
+        () = accept(&worker, &connections, &listeners, &stopped) => {}
+        // An error means that whoever could ask is gone.
+        _ = stop.wait_for(|stop| *stop) => {}
     }
-    drop(listener);
+    if taken_in {
+        worker.end();
+        // It never ends by itself.
+        let _ = tokio::time::timeout(LINGER, accept(&worker, &connections, &listeners, &stopped)).await;
+    }
+    drop(listeners);
     let finished = async {
         while !connections.open.borrow().is_empty() || worker.under_way() > 0 {
             tokio::time::sleep(Duration::from_millis(10)).await;
+            if taken_in {
+                connections.close_idle(clock::now(), IDLE_AT_END);
+            }
         }
     };
     if tokio::time::timeout(drain, finished).await.is_err() {
@@ -142,8 +174,57 @@ pub async fn run(
             "requests were still under way when the time to finish them was over"
         );
     }
-    worker.pool.clear();
+    worker.close_free();
     Ok(())
+}
+
+/// Accepts and serves, and sees to what must be seen to from time to time.
+async fn accept(
+    worker: &Rc<Worker>,
+    connections: &Rc<Connections>,
+    listeners: &[TcpListener],
+    stop: &watch::Receiver<bool>,
+) {
+    let mut sweep = tokio::time::interval(SWEEP);
+    sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut beat =
+        worker.shared.interception.as_ref().map(|i| (tokio::time::interval(intercept::pulse::BEAT), &i.pulse));
+    loop {
+        tokio::select! {
+            accepted = next(listeners) => match accepted {
+                Ok((stream, address)) => open(worker, connections, stream, address, stop),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    // Most likely too many open files: give others time to close some.
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            },
+            _ = sweep.tick() => {
+                connections.close_idle(clock::now(), IDLE);
+                worker.sweep(clock::now());
+            }
+            pulse = beaten(&mut beat) => pulse.beat(worker.index, worker.millis(clock::now())),
+        }
+    }
+}
+
+/// The next connection on any of them.
+async fn next(listeners: &[TcpListener]) -> io::Result<(TcpStream, SocketAddr)> {
+    std::future::poll_fn(|cx| {
+        listeners.iter().map(|listener| listener.poll_accept(cx)).find(Poll::is_ready).unwrap_or(Poll::Pending)
+    })
+    .await
+}
+
+/// When it is time to tell that the worker lives, where somebody wants to know.
+async fn beaten<'a>(beat: &mut Option<(tokio::time::Interval, &'a intercept::Pulse)>) -> &'a intercept::Pulse {
+    match beat {
+        Some((interval, pulse)) => {
+            interval.tick().await;
+            pulse
+        }
+        None => std::future::pending().await,
+    }
 }
 
 fn open(
@@ -157,25 +238,36 @@ fn open(
         tracing::warn!(%address, "closed: there are {MOST_CONNECTIONS} connections already");
         return;
     }
+    let caller = match &worker.shared.interception {
+        None => Caller::new(address, worker.pool.share(), clock::now()),
+        Some(interception) => match redirected::caller(worker, &stream, address, interception.node_address) {
+            Some(caller) => caller,
+            None => {
+                tracing::debug!(%address, "closed: it was not meant for a Service");
+                return;
+            }
+        },
+    };
     // Small writes must not wait for others; a socket that refuses the option still works.
     let _ = stream.set_nodelay(true);
     let id = connections.next.get();
     connections.next.set(id + 1);
-    let caller = Rc::new(Caller::new(address, clock::now()));
+    let caller = Rc::new(caller);
     let close = Rc::new(Notify::new());
     let entry = Open { caller: Rc::clone(&caller), close: Rc::clone(&close), task: None, asked_at: None };
     connections.open.borrow_mut().insert(id, entry);
     let gone = Gone { connections: Rc::clone(connections), id };
-    let (worker, mut stop) = (Rc::clone(worker), stop.clone());
+    let (worker, stop) = (Rc::clone(worker), stop.clone());
     let task = tokio::task::spawn_local(async move {
         let _gone = gone;
-        let closing = async {
-            tokio::select! {
-                _ = stop.wait_for(|stop| *stop) => {}
-                () = close.notified() => {}
+        let served = match caller.original {
+            None => serve(worker, caller, stream, None, Closing { stop, at_stop: true, close }).await,
+            Some(original) => {
+                let closing = Closing { stop, at_stop: false, close };
+                Box::pin(serve_taken_in(worker, caller, stream, original, closing)).await
             }
         };
-        if let Err(error) = serve(worker, caller, stream, closing).await {
+        if let Err(error) = served {
             tracing::debug!(%address, %error, "connection ended");
         }
     });
@@ -198,10 +290,10 @@ impl Drop for Gone {
 
 impl Connections {
     /// Asks connections that have been idle for too long to close; one that does not within a sweep is broken off.
-    fn close_idle(&self, now: Instant) {
+    fn close_idle(&self, now: Instant, limit: Duration) {
         let mut broken_off = Vec::new();
         for open in self.open.borrow_mut().values_mut() {
-            if open.caller.idle_for(now).is_none_or(|idle| idle < IDLE) {
+            if open.caller.idle_for(now).is_none_or(|idle| idle < limit) {
                 open.asked_at = None;
                 continue;
             }
@@ -218,19 +310,75 @@ impl Connections {
     }
 }
 
-/// Serves one connection until it ends or is asked to.
+/// When a connection is to be closed.
+struct Closing {
+    stop: watch::Receiver<bool>,
+    /// When the agent ends; else the caller is told with its next reply.
+    at_stop: bool,
+    /// When it was idle for too long.
+    close: Rc<Notify>,
+}
+
+impl Closing {
+    async fn is_due(&mut self) {
+        let stopped = async {
+            // An error means that whoever could ask is gone.
+            if self.at_stop { drop(self.stop.wait_for(|stop| *stop).await) } else { std::future::pending().await }
+        };
+        tokio::select! {
+            () = stopped => {}
+            () = self.close.notified() => {}
+        }
+    }
+}
+
+/// Serves a connection that was taken in: as HTTP if it is, else by carrying it on.
+async fn serve_taken_in(
+    worker: Rc<Worker>,
+    caller: Rc<Caller>,
+    mut stream: TcpStream,
+    original: SocketAddr,
+    closing: Closing,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let (first, http) = match spoken(&worker, original) {
+        Some(Spoken::Http1 | Spoken::Http2) => (None, true),
+        Some(Spoken::Unspecified) => {
+            let (first, http) = sniff::sniff(&mut stream).await?;
+            (Some(first), http)
+        }
+        Some(Spoken::Tcp) | None => (None, false),
+    };
+    if http {
+        return serve(worker, caller, stream, first, closing).await;
+    }
+    carry::carry(&worker, &caller, carry::Begun { stream, first: first.unwrap_or_default() }, original).await;
+    Ok(())
+}
+
+/// What the Service speaks that has this address; nothing when none has.
+fn spoken(worker: &Worker, address: SocketAddr) -> Option<Spoken> {
+    let table = worker.table();
+    let (service, port) = table.addresses.service(address)?;
+    Some(table.at(service).ports.get(port)?.protocol)
+}
+
+/// Serves one connection of HTTP until it ends or is asked to. `first` are its first bytes, if they were read already.
 async fn serve(
     worker: Rc<Worker>,
     caller: Rc<Caller>,
     mut stream: TcpStream,
-    closing: impl Future<Output = ()>,
+    first: Option<Vec<u8>>,
+    mut closing: Closing,
 ) -> Result<(), Box<dyn std::error::Error>> {
-    tokio::pin!(closing);
-    let first = tokio::select! {
-        first = first_bytes(&mut stream) => first?,
-        () = &mut closing => return Ok(()),
+    let first = match first {
+        Some(first) => first,
+        None => tokio::select! {
+            first = first_bytes(&mut stream) => first?,
+            () = closing.is_due() => return Ok(()),
+        },
     };
-    let http2 = first == PREFACE;
+    let http2 = first.starts_with(PREFACE);
+    closing.at_stop |= http2;
     let guard = (!http2).then(Guard::default);
     let (interim, line) = (Arc::clone(&caller.interim), Arc::clone(&caller.line));
     let (stream, writer) = stream.into_split();
@@ -249,7 +397,7 @@ async fn serve(
         tokio::pin!(connection);
         tokio::select! {
             ended = connection.as_mut() => return Ok(ended?),
-            () = closing => connection.as_mut().graceful_shutdown(),
+            () = closing.is_due() => connection.as_mut().graceful_shutdown(),
         }
         Ok(connection.await?)
     } else {
@@ -262,9 +410,10 @@ async fn serve(
             .with_upgrades();
         tokio::pin!(connection);
         let mut hung_up = std::pin::pin!(watch.hung_up());
+        let mut due = std::pin::pin!(closing.is_due());
         let (mut asked, mut gone) = (false, false);
         std::future::poll_fn(|cx| {
-            if !asked && closing.as_mut().poll(cx).is_ready() {
+            if !asked && due.as_mut().poll(cx).is_ready() {
                 asked = true;
                 connection.as_mut().graceful_shutdown();
             }

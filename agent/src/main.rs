@@ -54,6 +54,19 @@ struct Args {
     /// The Service that takes requests whose Host names none, as namespace/name.
     #[arg(long, value_name = "NAMESPACE/NAME")]
     default_service: Option<switchyard_agent::table::ServiceKey>,
+    /// Take in the connections of this node's pods to Services that are opted in. Needs Linux, nft, ip and CAP_NET_ADMIN; --http is
+    /// not listened on then.
+    #[arg(long)]
+    intercept: bool,
+    /// With --intercept: instances see this node's address instead of the calling pod's.
+    #[arg(long, requires = "intercept")]
+    node_address: bool,
+    /// With --intercept: give connections back when there was no controller for so long, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+    cut_off: u64,
+    /// Remove what an agent that is gone has left in the kernel, and end.
+    #[arg(long)]
+    uninstall: bool,
     /// How long requests under way may take to finish on SIGTERM, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     drain: u64,
@@ -82,6 +95,9 @@ fn address(text: &str) -> Result<SocketAddr, String> {
 
 fn run(args: Args) -> anyhow::Result<()> {
     use anyhow::Context;
+    if args.uninstall {
+        return switchyard_agent::intercept::uninstall().map_err(anyhow::Error::msg);
+    }
     let addresses = args.controller.iter().map(|address| {
         let url = if address.contains("://") { address.clone() } else { format!("http://{address}") };
         url.parse().with_context(|| format!("--controller {address:?} is not an address"))
@@ -96,6 +112,10 @@ fn run(args: Args) -> anyhow::Result<()> {
     };
     let running = start(Options {
         http: args.http,
+        intercept: args.intercept.then(|| switchyard_agent::intercept::Options {
+            node_address: args.node_address,
+            cut_off: Duration::from_secs(args.cut_off),
+        }),
         admin: args.admin,
         workers: args.workers,
         controller,

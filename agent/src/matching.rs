@@ -65,7 +65,20 @@ pub fn first<'t>(service: &'t Service, view: &View<'_>) -> Option<&'t Entry> {
     service.entries.iter().find(|entry| entry.holds(view).is_ok())
 }
 
+/// The entry that decides about a connection which is not HTTP: the first one that asks for nothing that only HTTP has.
+pub fn first_for_connection(service: &Service, port: u16) -> Option<&Entry> {
+    service.entries.iter().find(|entry| entry.holds_for_connection(port))
+}
+
 impl Entry {
+    fn holds_for_connection(&self, port: u16) -> bool {
+        self.port.is_none_or(|p| p == port)
+            && self.path.is_none()
+            && self.method.is_none()
+            && self.headers.is_empty()
+            && self.query.is_empty()
+    }
+
     /// From the wire.
     ///
     /// # Errors

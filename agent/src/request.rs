@@ -62,10 +62,9 @@ pub async fn handle(
             });
         }
     };
-    let version = parts.version;
     let on_upgrade = parts.extensions.remove::<OnUpgrade>();
-    let interim = (parts.version == Version::HTTP_11).then(|| Arc::clone(&caller.interim));
-    let served = serve(&worker, &table, &mut exchange, parts, body, facts, interim).await;
+    let (version, ending) = (parts.version, worker.is_ending());
+    let served = serve(&worker, &table, &mut exchange, parts, body, facts, &caller).await;
     caller.interim.settle();
     match served {
         Ok(mut reply) => {
@@ -76,7 +75,7 @@ pub async fn handle(
             if version == Version::HTTP_10 {
                 reply.relay.ends_with(&caller);
             }
-            if caller.line.is_unguarded() {
+            if caller.line.is_unguarded() || ending && version < Version::HTTP_2 {
                 reply.head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
             }
             reply.relay.ends(exchange);
@@ -85,7 +84,9 @@ pub async fn handle(
         Err(refusal) => {
             exchange.refused(refusal.reason);
             exchange.status(refusal.status().as_u16());
-            Ok(if caller.line.is_unguarded() { refusal.reply_and_close(facts.grpc) } else { refusal.reply(facts.grpc) })
+            let last = caller.original.is_some() && refusal.reason == Reason::NoRoute || ending;
+            let closes = caller.line.is_unguarded() || last && version < Version::HTTP_2;
+            Ok(if closes { refusal.reply_and_close(facts.grpc) } else { refusal.reply(facts.grpc) })
         }
     }
 }
@@ -104,10 +105,9 @@ async fn serve(
     mut parts: Parts,
     body: Incoming,
     facts: Facts,
-    interim: Option<Arc<Interim>>,
+    caller: &Caller,
 ) -> Result<Reply, Refusal> {
-    let host = parts.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    let (service_at, port) = table.identify(host)?;
+    let (service_at, port) = identify(table, caller, &parts)?;
     exchange.identified(service_at);
     let service = table.at(service_at);
     let Some(service_port) = service.ports.get(port) else {
@@ -125,8 +125,7 @@ async fn serve(
 
     // After the match, which is about what the caller sent.
     worker.with_rng(|rng| ids::complete(&mut parts.headers, &facts, rng));
-    let mut call = Call::new(parts, body, facts, exchange.start, rule);
-    call.interim = interim;
+    let mut call = Call::new(parts, body, facts, exchange.start, rule, caller);
     let (mut tried, mut tries) = (Tried::default(), Tries::default());
     let mut last: Option<Failed> = None;
     let mut connection = Connection::Kept;
@@ -158,7 +157,7 @@ async fn serve(
             policy.budget.deposit(worker.index, worker.millis(exchange.start));
         }
         let Failed { outcome, reply, stale } =
-            attempt(worker, table, &mut call, (at, connection), permit, policy, tries.retries).await;
+            attempt(table, &mut call, (at, connection), permit, policy, tries.retries).await;
         let Some(policy) = retrying else { return Failed { outcome, reply, stale }.stands() };
 
         let counters = &service.runtime.retries;
@@ -200,12 +199,22 @@ async fn serve(
     }
 }
 
+/// Whom the request is for: as its connection says, where that was taken in on its way; else as its Host does.
+fn identify(table: &TableRef, caller: &Caller, parts: &Parts) -> Result<(usize, usize), Refusal> {
+    match caller.original {
+        None => table.identify(parts.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default()),
+        Some(address) => table
+            .addresses
+            .service(address)
+            .ok_or_else(|| Refusal::new(Reason::NoRoute, format!("no Service has the address {address} any more"))),
+    }
+}
+
 /// One try at one instance, and what its head says. Without a policy it may be sent once more on a new connection, when the kept one had
 /// been closed; with one, that is a retry, and not done here.
 async fn attempt(
-    worker: &Rc<Worker>,
     table: &TableRef,
-    call: &mut Call,
+    call: &mut Call<'_>,
     (at, connection): (At, Connection),
     mut permit: Permit,
     policy: Option<&RetrySettings>,
@@ -231,7 +240,7 @@ async fn attempt(
                 let request = call.request(counted, retries, last);
                 let expects = expects && !request.body().is_end_stream();
                 let request = interim::listen(request, call.interim.as_ref(), expects);
-                match forward::send(worker, table.instance(at), request, version, upgrade, connection).await {
+                match forward::send(call.caller, table.instance(at), request, version, upgrade, connection).await {
                     Err(failure) if failure.stale && again && connection == Connection::Kept => {
                         connection = Connection::New
                     }
@@ -336,7 +345,8 @@ async fn drain(mut relay: Box<Relay>) {
 }
 
 /// The request as its tries need it.
-struct Call {
+struct Call<'a> {
+    caller: &'a Caller,
     parts: Parts,
     body: Source,
     facts: Facts,
@@ -386,13 +396,14 @@ impl Source {
     }
 }
 
-impl Call {
-    fn new(parts: Parts, body: Incoming, facts: Facts, start: Instant, rule: &Rule) -> Self {
+impl<'a> Call<'a> {
+    fn new(parts: Parts, body: Incoming, facts: Facts, start: Instant, rule: &Rule, caller: &'a Caller) -> Self {
         let callers = facts.has_deadline.then(|| retry::callers_timeout(&parts.headers)).flatten();
         let [callers, ours] =
             [callers, rule.request_timeout].map(|limit| limit.and_then(|limit| start.checked_add(limit)));
         let body = if body.is_end_stream() { Source::Empty } else { Source::Once(Some(body), Rc::default()) };
-        Self { parts, body, facts, start, callers, ours, try_timeout: rule.try_timeout, interim: None }
+        let interim = (parts.version == Version::HTTP_11).then(|| Arc::clone(&caller.interim));
+        Self { caller, parts, body, facts, start, callers, ours, try_timeout: rule.try_timeout, interim }
     }
 
     /// The policy that holds for the next try: its time for all tries counts, and what it may need again is kept.

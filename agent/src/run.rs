@@ -1,7 +1,7 @@
 //! The agent as a whole: one thread per worker for the traffic, one more for everything else (the controller's stream, the
 //! admin endpoints, the state file), so that nothing but traffic runs where traffic runs.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio::task::LocalSet;
 
 use crate::admin::{self, Admin};
+use crate::intercept::{self, Interception, Place, Pulse};
 use crate::listen;
 use crate::record::metrics::Retries;
 use crate::resources::Resources;
@@ -26,8 +27,10 @@ use crate::worker::{Shared, Worker};
 /// How an agent is run.
 #[derive(Debug)]
 pub struct Options {
-    /// Where requests come in. Port 0: any that is free.
+    /// Where requests come in, unless connections are intercepted. Port 0: any that is free.
     pub http: SocketAddr,
+    /// Connections of this node's pods are taken in; this needs a state folder.
+    pub intercept: Option<intercept::Options>,
     /// Where the admin endpoints are. Port 0: any that is free.
     pub admin: SocketAddr,
     /// Threads for traffic; 0: one per core.
@@ -54,6 +57,7 @@ pub struct Running {
     stop: watch::Sender<bool>,
     workers: Vec<JoinHandle<()>>,
     control: Option<JoinHandle<()>>,
+    keeper: Option<intercept::Handle>,
 }
 
 /// Starts an agent. What it saved last is in force before this returns.
@@ -63,12 +67,9 @@ pub struct Running {
 pub fn start(options: Options) -> Result<Running> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let workers = if options.workers == 0 { cores } else { options.workers };
-    let listeners = listen::bind(options.http, workers)
-        .with_context(|| format!("cannot listen on {} for requests", options.http))?;
-    let http = listeners[0].local_addr()?;
-    let admin_listener = std::net::TcpListener::bind(options.admin)
-        .with_context(|| format!("cannot listen on {} for the admin endpoints", options.admin))?;
-    admin_listener.set_nonblocking(true)?;
+    let (place, listeners) = listeners(&options, workers)?;
+    let http = listeners[0][0].local_addr()?;
+    let admin_listener = admin_listener(&options)?;
     let admin = admin_listener.local_addr()?;
     let state = options
         .state
@@ -76,13 +77,30 @@ pub fn start(options: Options) -> Result<Running> {
         .map(|folder| StateFile::new(folder).with_context(|| format!("cannot use {} for state", folder.display())))
         .transpose()?;
 
+    let runtime = Runtime::new(workers);
     let shared = Arc::new(Shared {
         table: Arc::new(ArcSwap::from_pointee(Table::default())),
-        runtime: Runtime::new(workers),
         transitions: Transitions::default(),
         unrouted: Retries::new(workers),
+        unknown: runtime.series("", "", "", ""),
+        runtime,
+        interception: options.intercept.map(|intercept| Interception {
+            node_address: intercept.node_address,
+            pulse: Pulse::new(workers),
+            taking: false.into(),
+        }),
     });
     let link = Arc::new(Link::default());
+    let (events, told) = std::sync::mpsc::channel();
+    let keeper = match (options.intercept, options.state.as_deref()) {
+        (Some(intercept), Some(state)) => {
+            let (shared, link) = (Arc::clone(&shared), Arc::clone(&link));
+            let channel = (events.clone(), told);
+            Some(intercept::start(intercept, place, state, shared, link, channel).context("cannot intercept")?)
+        }
+        (Some(_), None) => anyhow::bail!("interception needs a state folder"),
+        (None, _) => None,
+    };
     let subscription = Subscription {
         shared: Arc::clone(&shared),
         link: Arc::clone(&link),
@@ -90,6 +108,7 @@ pub fn start(options: Options) -> Result<Running> {
         state,
         default_service: options.default_service,
         node: options.node,
+        keeper: keeper.as_ref().map(|_| events),
     };
     if has_any(&subscription.resources) {
         tracing::info!(revision = subscription.resources.revision, "the last good configuration is in force");
@@ -98,10 +117,10 @@ pub fn start(options: Options) -> Result<Running> {
 
     let (stop, stopped) = watch::channel(false);
     let mut threads = Vec::with_capacity(workers);
-    for (index, listener) in listeners.into_iter().enumerate() {
+    for (index, listeners) in listeners.into_iter().enumerate() {
         let (shared, stopped, drain) = (Arc::clone(&shared), stopped.clone(), options.drain);
         let thread = std::thread::Builder::new().name(format!("worker-{index}"));
-        threads.push(thread.spawn(move || work(index, shared, listener, stopped, drain))?);
+        threads.push(thread.spawn(move || work(index, shared, listeners, stopped, drain))?);
     }
     let (controller, mut stopped) = (options.controller, stopped);
     let control = std::thread::Builder::new().name("control".to_owned()).spawn(move || {
@@ -120,7 +139,28 @@ pub fn start(options: Options) -> Result<Running> {
         };
         block_on(control);
     })?;
-    Ok(Running { http, admin, stop, workers: threads, control: Some(control) })
+    Ok(Running { http, admin, stop, workers: threads, control: Some(control), keeper })
+}
+
+/// A list of listeners for each worker, and where connections are sent to that are taken in.
+fn listeners(options: &Options, workers: usize) -> Result<(Place, Vec<Vec<TcpListener>>)> {
+    if options.intercept.is_some() {
+        return listen::redirected::bind(workers, intercept::has_ipv6())
+            .context("cannot listen for connections that are taken in");
+    }
+    let listeners = listen::bind(options.http, workers)
+        .with_context(|| format!("cannot listen on {} for requests", options.http))?;
+    let place = Place { port: options.http.port(), ipv6: false };
+    Ok((place, listeners.into_iter().map(|listener| vec![listener]).collect()))
+}
+
+/// With interception, an agent that takes over shares the port with the one that it takes over from.
+fn admin_listener(options: &Options) -> Result<TcpListener> {
+    let listener =
+        if options.intercept.is_some() { listen::bind_shared(options.admin) } else { TcpListener::bind(options.admin) };
+    let listener = listener.with_context(|| format!("cannot listen on {} for the admin endpoints", options.admin))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
 }
 
 fn has_any(resources: &Resources) -> bool {
@@ -130,13 +170,13 @@ fn has_any(resources: &Resources) -> bool {
 fn work(
     index: usize,
     shared: Arc<Shared>,
-    listener: std::net::TcpListener,
+    listeners: Vec<TcpListener>,
     stopped: watch::Receiver<bool>,
     drain: Duration,
 ) {
     block_on(async move {
         let worker = Worker::new(index, shared);
-        if let Err(error) = listen::run(worker, listener, stopped, drain).await {
+        if let Err(error) = listen::run(worker, listeners, stopped, drain).await {
             tracing::error!(worker = index, %error, "a worker has ended");
         }
     });
@@ -152,13 +192,21 @@ fn block_on(future: impl Future<Output = ()>) {
 
 impl Running {
     /// Finishes what is under way, takes nothing new, and returns when all threads have ended.
+    ///
+    /// Connections that are taken in are given back first, and what that was done with is removed last.
     pub fn shutdown(mut self) {
+        if let Some(keeper) = &self.keeper {
+            keeper.give_back();
+        }
         // An error means that all threads have ended already.
         let _ = self.stop.send(true);
         for thread in self.workers.drain(..).chain(self.control.take()) {
             if thread.join().is_err() {
                 tracing::error!("a thread has panicked");
             }
+        }
+        if let Some(keeper) = self.keeper.take() {
+            keeper.remove();
         }
     }
 }

@@ -20,6 +20,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Uri};
 
 use crate::admit::breaker::State;
+use crate::intercept;
 use crate::resources::Resources;
 use crate::runtime::KnownCircuit;
 use crate::state::StateFile;
@@ -65,6 +66,8 @@ pub struct Subscription {
     pub default_service: Option<ServiceKey>,
     /// This agent's name.
     pub node: String,
+    /// Who is told when another table is in force.
+    pub keeper: Option<std::sync::mpsc::Sender<intercept::Event>>,
 }
 
 /// How the agent stands with its controller.
@@ -92,6 +95,10 @@ impl Subscription {
         drop(before);
         self.shared.table.store(Arc::new(table));
         self.link.ready.store(true, Relaxed);
+        if let Some(keeper) = &self.keeper {
+            // An error means that the agent is ending.
+            let _ = keeper.send(intercept::Event::Swapped);
+        }
     }
 
     /// Keeps a stream to the controller, for ever.

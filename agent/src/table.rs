@@ -20,6 +20,8 @@ use crate::refusal::{Reason, Refusal};
 use crate::resources::{ResourceKey, Resources};
 use crate::runtime::{Runtime, ServiceRuntime};
 
+/// Who is known by which address.
+mod addresses;
 /// How a Service is put together from its resources.
 mod build;
 /// The places that requests go to.
@@ -27,6 +29,7 @@ mod destination;
 /// The policies, compiled.
 mod policy;
 
+pub use addresses::{Addresses, Captured, Workload};
 pub use destination::{Circuit, Destination, Instance, PortInstances};
 pub use policy::{CircuitSettings, Conditions, Outcome, RetrySettings};
 
@@ -63,6 +66,8 @@ impl std::str::FromStr for ServiceKey {
 pub struct Table {
     /// The controller's revision that this table holds.
     pub revision: u64,
+    /// What is found by address.
+    pub addresses: Addresses,
     /// In order of their names.
     services: Vec<Arc<Service>>,
     hosts: HashMap<Box<str>, Named>,
@@ -94,6 +99,10 @@ pub struct Service {
     pub default_rule: Rule,
     /// Retry budget and counters, which outlive this table.
     pub runtime: Arc<ServiceRuntime>,
+    /// The addresses by which callers in its cluster connect to it.
+    pub cluster_ips: Vec<std::net::IpAddr>,
+    /// It is opted in: connections to those addresses are taken in.
+    pub intercepted: bool,
     fingerprint: Vec<String>,
 }
 
@@ -152,8 +161,9 @@ impl Table {
         let services: Vec<Arc<Service>> = resources.services().into_iter().map(service).collect();
         let hosts = hosts(&services);
         let default_service = default_service.and_then(|key| services.iter().position(|s| s.key == *key));
+        let addresses = Addresses::new(&services, resources);
         runtime.forget_unused();
-        Table { revision: resources.revision, services, hosts, default_service }
+        Table { revision: resources.revision, addresses, services, hosts, default_service }
     }
 
     /// The Services, in order of their names.

@@ -2,7 +2,8 @@
 //! shared between threads but what [`Shared`] holds.
 
 use std::cell::{Cell, RefCell};
-use std::net::SocketAddr;
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,10 +13,12 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use crate::admit::window::Millis;
+use crate::forward::Source;
 use crate::forward::pool::Pool;
+use crate::intercept::Interception;
 use crate::interim::Interim;
 use crate::line::Line;
-use crate::record::metrics::Retries;
+use crate::record::metrics::{Retries, Series};
 use crate::runtime::Runtime;
 use crate::table::Table;
 use crate::transitions::Transitions;
@@ -31,6 +34,10 @@ pub struct Shared {
     pub transitions: Transitions,
     /// Refusals of requests that belong to no Service.
     pub unrouted: Retries,
+    /// Connections to addresses that no Service has.
+    pub unknown: Arc<Series>,
+    /// Set when connections are taken in, rather than sent here by their callers.
+    pub interception: Option<Interception>,
 }
 
 /// A table as a request holds it: counted by the worker's own thread alone.
@@ -45,11 +52,14 @@ pub struct Worker {
     pub index: usize,
     /// What it shares with the others.
     pub shared: Arc<Shared>,
-    /// Its connections to instances.
+    /// Its connections to instances, made from an address of this node.
     pub pool: Pool,
+    /// Those that were made from a caller's own address; nobody else may use them.
+    pools: RefCell<HashMap<IpAddr, Pool>>,
     table: RefCell<(TableCache, TableRef)>,
     rng: RefCell<SmallRng>,
     under_way: Cell<i64>,
+    ending: Cell<bool>,
 }
 
 impl Worker {
@@ -61,9 +71,11 @@ impl Worker {
             index,
             shared,
             pool: Pool::default(),
+            pools: RefCell::default(),
             table: RefCell::new((cache, held)),
             rng: RefCell::new(SmallRng::from_os_rng()),
             under_way: Cell::new(0),
+            ending: Cell::new(false),
         })
     }
 
@@ -93,6 +105,38 @@ impl Worker {
         self.shared.runtime.millis(now)
     }
 
+    /// The connections that callers at this address may use.
+    pub fn pool_of(&self, source: IpAddr) -> Pool {
+        self.pools.borrow_mut().entry(source).or_default().share()
+    }
+
+    /// Closes connections that have been free for too long. To be called every few seconds.
+    pub fn sweep(&self, now: Instant) {
+        self.pool.sweep(now);
+        let table = self.table();
+        self.pools.borrow_mut().retain(|source, pool| {
+            pool.sweep(now);
+            // An address may be another pod's tomorrow.
+            pool.is_used() && table.addresses.workload(*source).is_some()
+        });
+    }
+
+    /// Closes all free connections.
+    pub fn close_free(&self) {
+        self.pool.clear();
+        self.pools.borrow().values().for_each(Pool::clear);
+    }
+
+    /// From now on each reply is its connection's last.
+    pub fn end(&self) {
+        self.ending.set(true);
+    }
+
+    /// Whether each reply is its connection's last.
+    pub fn is_ending(&self) -> bool {
+        self.ending.get()
+    }
+
     /// One request more, or less.
     pub fn requests_under_way(&self, change: i64) {
         self.under_way.set(self.under_way.get() + change);
@@ -115,6 +159,12 @@ impl std::fmt::Debug for Worker {
 pub struct Caller {
     /// The address at the other end.
     pub address: SocketAddr,
+    /// Whom it meant to connect to, where it was taken in on its way.
+    pub original: Option<SocketAddr>,
+    /// The address that instances see, where it is the caller's own.
+    pub source: Option<Source>,
+    /// Connections to instances that its requests may use.
+    pub pool: Pool,
     /// Interim replies for it, which HTTP/1.1 takes.
     pub interim: Arc<Interim>,
     /// What is known of it.
@@ -125,9 +175,12 @@ pub struct Caller {
 
 impl Caller {
     /// A connection that no request has come on yet.
-    pub fn new(address: SocketAddr, now: Instant) -> Self {
+    pub fn new(address: SocketAddr, pool: Pool, now: Instant) -> Self {
         Self {
             address,
+            original: None,
+            source: None,
+            pool,
             interim: Arc::default(),
             line: Arc::default(),
             under_way: Cell::new(0),

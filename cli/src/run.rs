@@ -125,6 +125,7 @@ pub(crate) fn start(options: Options) -> Result<Running> {
     let (connections, incoming) = mpsc::unbounded_channel();
     let agent = agent::start(agent::Options {
         http: options.http,
+        intercept: None,
         admin: options.admin,
         workers: options.workers,
         controller: subscribe::Controller::Memory(connections),

@@ -21,12 +21,17 @@ pub mod chance;
 pub mod client;
 /// A real API server.
 pub mod cluster;
+/// A stand-in for a controller.
+pub mod feed;
 /// A gRPC service and its client.
 pub mod grpc;
 /// Callers that keep asking.
 pub mod load;
 /// Folders of manifests.
 pub mod manifests;
+/// A node and its pods, as network namespaces.
+#[cfg(target_os = "linux")]
+pub mod node;
 /// Processes under test.
 pub mod process;
 /// Callers and instances that speak bytes.

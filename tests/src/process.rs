@@ -31,7 +31,20 @@ impl Process {
     /// The same, with more in its environment.
     fn start_with(name: &str, args: impl IntoIterator<Item = impl AsRef<OsStr>>, more: &[(&str, &Path)]) -> Self {
         let mut command = Command::new(binary(name));
-        command.envs(more.iter().copied()).args(args).current_dir(binaries::repository()).stdin(Stdio::null());
+        command.envs(more.iter().copied()).args(args);
+        Self::spawn(name, command)
+    }
+
+    /// The same, in a network namespace.
+    pub fn start_in(namespace: &str, name: &str, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
+        let mut command = Command::new("ip");
+        // It becomes the binary, under the same process number.
+        command.args(["netns", "exec", namespace]).arg(binary(name)).args(args);
+        Self::spawn(name, command)
+    }
+
+    fn spawn(name: &str, mut command: Command) -> Self {
+        command.current_dir(binaries::repository()).stdin(Stdio::null());
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let said = Arc::default();
         listen(child.stdout.take().unwrap(), &said);
@@ -88,10 +101,15 @@ impl Process {
         child.wait().unwrap();
     }
 
+    /// Sends it a signal, such as `STOP`.
+    pub fn signal(&self, signal: &str) {
+        let kill = format!("kill -{signal} {}", self.child().id());
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    }
+
     /// Asks it to end as `kill` does, and waits until it has.
     pub async fn terminate(&self) -> ExitStatus {
-        let kill = format!("kill -TERM {}", self.child().id());
-        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+        self.signal("TERM");
         let mut status = None;
         wait_for("a process ends after SIGTERM", async || {
             status = self.ended();
@@ -99,6 +117,13 @@ impl Process {
         })
         .await;
         status.unwrap()
+    }
+
+    /// Waits until it has ended, and well.
+    pub async fn exits_well(&self) {
+        wait_for(&format!("{} ends", self.name), async || self.ended().is_some()).await;
+        let status = self.ended().unwrap();
+        assert!(status.success(), "{} ended with {status}:\n{}", self.name, self.said());
     }
 
     /// Its memory.
@@ -204,6 +229,11 @@ impl Switchyard {
         );
         args.extend(["--http", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--drain", "1"].map(str::to_owned));
         Self::of(Process::start("switchyard-agent", args), Some(state)).await
+    }
+
+    /// `switchyard-agent` in a network namespace.
+    pub async fn agent_in(namespace: &str, args: &[&str]) -> Self {
+        Self::of(Process::start_in(namespace, "switchyard-agent", args), None).await
     }
 
     async fn of(process: Process, state: Option<TempDir>) -> Self {

@@ -13,7 +13,7 @@ use prometheus_client::registry::Registry;
 
 use super::Admin;
 use crate::admit::breaker::State;
-use crate::record::metrics::{BOUNDS_MICROS, CLASSES, Latency};
+use crate::record::metrics::{BOUNDS_MICROS, CLASSES, Latency, Series};
 
 /// What `/metrics` answers.
 pub(super) async fn text(registry: Arc<Registry>) -> Response {
@@ -46,6 +46,7 @@ fn gauge(encoder: &mut MetricEncoder<'_>, labels: &impl EncodeLabelSet, value: i
 impl prometheus_client::collector::Collector for Collector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         self.requests(&mut encoder)?;
+        self.connections(&mut encoder)?;
         self.retries(&mut encoder)?;
         self.circuits(&mut encoder)?;
         self.link(&mut encoder)
@@ -97,6 +98,31 @@ impl Collector {
         Ok(())
     }
 
+    fn connections(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let all = self.0.shared.runtime.all_series();
+        let connections: fn(&Series) -> [(&'static str, u64); 2] = Series::connections;
+        for (name, help, label, counts) in [
+            ("switchyard_tcp_connections", "Connections that are not HTTP.", "outcome", connections),
+            ("switchyard_tcp_bytes", "Bytes of connections that are not HTTP.", "direction", Series::bytes),
+        ] {
+            let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for series in &all {
+                let [service, rule, destination, version] = &series.labels;
+                for (word, count) in counts(series).into_iter().filter(|(_, count)| *count > 0) {
+                    let labels: Labels<'_, 5> = [
+                        ("service", service),
+                        ("rule", rule),
+                        ("destination", destination),
+                        ("version", version),
+                        (label, word),
+                    ];
+                    counter(&mut metric, &labels, count)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn retries(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let help = "Retries by what made them and what came of them; an outcome other than success or failure says why \
                     there was none.";
@@ -141,6 +167,12 @@ impl Collector {
     fn link(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let link = &self.0.link;
         let revision = self.0.shared.table.load().revision;
+        if let Some(interception) = &self.0.shared.interception {
+            let help = "1 while connections of this node's pods are taken in.";
+            let taking = i64::from(interception.taking.load(Relaxed));
+            let name = "switchyard_agent_intercepting";
+            encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&taking)?;
+        }
         let gauges = [
             ("switchyard_config_revision", "The controller's revision that is in force.", revision),
             (

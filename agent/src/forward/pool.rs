@@ -149,7 +149,7 @@ pub enum Lease {
 
 impl Pool {
     /// A handle to the same pool.
-    fn share(&self) -> Self {
+    pub fn share(&self) -> Self {
         Self { instances: Rc::clone(&self.instances) }
     }
 
@@ -204,6 +204,11 @@ impl Pool {
             connections.http2.retain(|c| !c.sender.is_closed() && c.is_in_use(now));
             !connections.http1.is_empty() || !connections.http2.is_empty()
         });
+    }
+
+    /// Whether there is a connection in it, or somebody who may put one in.
+    pub fn is_used(&self) -> bool {
+        Rc::strong_count(&self.instances) > 1 || !self.instances.borrow().is_empty()
     }
 
     /// Closes all free connections.

@@ -45,6 +45,31 @@ struct SeriesShard {
     classes: [Cell; CLASSES.len()],
     buckets: [Cell; BOUNDS_MICROS.len() + 1],
     sum_micros: Cell,
+    opened: Cell,
+    failed: Cell,
+    carried: [Cell; 2],
+}
+
+/// Which way bytes of a connection go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From the caller.
+    ToInstance,
+    /// From the instance.
+    ToCaller,
+}
+
+impl Direction {
+    /// Both, in the order of the counters.
+    pub const ALL: [Self; 2] = [Self::ToInstance, Self::ToCaller];
+
+    /// The word for it in metrics.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::ToInstance => "to-instance",
+            Self::ToCaller => "to-caller",
+        }
+    }
 }
 
 /// A latency histogram, summed over workers; buckets are not cumulative.
@@ -78,6 +103,31 @@ impl Series {
     /// Requests by class, in the order of [`CLASSES`].
     pub fn classes(&self) -> [u64; CLASSES.len()] {
         std::array::from_fn(|class| self.shards.iter().map(|s| s.classes[class].get()).sum())
+    }
+
+    /// Counts a connection that is not HTTP: it was made, or could not be.
+    pub fn connection(&self, worker: usize, made: bool) {
+        let shard = &self.shards[worker];
+        if made { shard.opened.add(1) } else { shard.failed.add(1) }
+    }
+
+    /// Counts bytes of such connections.
+    pub fn carried(&self, worker: usize, direction: Direction, bytes: usize) {
+        self.shards[worker].carried[direction as usize].add(bytes as u64);
+    }
+
+    /// Connections that were made, and that could not be.
+    pub fn connections(&self) -> [(&'static str, u64); 2] {
+        let sum = |of: fn(&SeriesShard) -> &Cell| self.shards.iter().map(|shard| of(shard).get()).sum();
+        [("opened", sum(|shard| &shard.opened)), ("failed", sum(|shard| &shard.failed))]
+    }
+
+    /// Bytes of such connections.
+    pub fn bytes(&self) -> [(&'static str, u64); 2] {
+        Direction::ALL.map(|direction| {
+            let of = |shard: &SeriesShard| shard.carried[direction as usize].get();
+            (direction.word(), self.shards.iter().map(of).sum())
+        })
     }
 
     /// How long they took.

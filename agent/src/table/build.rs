@@ -59,6 +59,8 @@ pub(super) fn service(resources: &Resources, key: &ServiceKey, fingerprint: Vec<
         runtime: runtime.service(key),
         key: key.clone(),
         ports,
+        cluster_ips: routes.cluster_ips.iter().filter_map(|ip| ip.parse().ok()).collect(),
+        intercepted: routes.intercepted,
         fingerprint,
     }
 }
