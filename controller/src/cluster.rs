@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -45,6 +46,9 @@ pub(crate) struct Cluster {
     /// Where the API server asks about objects: POST /validate, with TLS
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15012", help_heading = "In a cluster")]
     webhook: SocketAddr,
+    /// A folder with tls.crt and tls.key for the webhook, which somebody else, such as cert-manager, renews and tells the API server of
+    #[arg(long, value_name = "DIR", help_heading = "In a cluster")]
+    webhook_certificate: Option<PathBuf>,
     /// Where the kubelet asks: /healthz and /readyz; and /metrics, for whoever may read metrics
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15013", help_heading = "In a cluster")]
     health: SocketAddr,
@@ -89,7 +93,12 @@ pub(crate) async fn run(
 
     let serving = async {
         let authority = Arc::new(authority(&client, &names).await);
-        tokio::spawn(tls::publish(client.clone(), authority.clone(), names.clone()));
+        tokio::spawn(tls::publish(
+            client.clone(),
+            authority.clone(),
+            names.clone(),
+            cluster.webhook_certificate.is_none(),
+        ));
         controllers.get_or_init(|| authority.shared_secret());
         let leads = lead::elect(client.clone(), &names, identity.clone(), address.to_string());
         let relay = relay::run(
@@ -103,7 +112,11 @@ pub(crate) async fn run(
         tokio::spawn(relay);
         tokio::spawn(write::run(client.clone(), handle.clone(), leads, identity));
         let for_agents = tls::accept(agents, tls::server(authority.clone(), &names, b"h2")?);
-        let for_webhook = tls::accept(webhook_listener, tls::server(authority, &names, b"http/1.1")?);
+        let webhook_tls = match &cluster.webhook_certificate {
+            Some(folder) => tls::server_with(folder, b"http/1.1")?,
+            None => tls::server(authority, &names, b"http/1.1")?,
+        };
+        let for_webhook = tls::accept(webhook_listener, webhook_tls);
         let webhook = axum::serve(webhook::Handshaken(for_webhook), webhook::router(handle.questions()));
         tokio::select! {
             result = controller.run(for_agents, std::future::pending()) => result,

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -15,8 +16,8 @@ use anyhow::Context as _;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use k8s_openapi::jiff::{Timestamp, ToSpan as _, tz::TimeZone};
+use kube::Client;
 use kube::api::{Api, Patch, PatchParams, PostParams};
-use kube::{Client, ResourceExt as _};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
@@ -195,12 +196,7 @@ impl ResolvesServerCert for Current {
 pub fn server(authority: Arc<Authority>, names: &Names, protocol: &[u8]) -> anyhow::Result<TlsAcceptor> {
     let dns = names.dns();
     let current = Arc::new(Current(RwLock::new(Arc::new(authority.serving(&dns)?))));
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_cert_resolver(current.clone());
-    config.alpn_protocols = vec![protocol.to_vec()];
+    let acceptor = acceptor(current.clone(), protocol)?;
     tokio::spawn(async move {
         loop {
             tokio::time::sleep(DAY).await;
@@ -210,6 +206,48 @@ pub fn server(authority: Arc<Authority>, names: &Names, protocol: &[u8]) -> anyh
             }
         }
     });
+    Ok(acceptor)
+}
+
+/// The same with a certificate that others see to, such as cert-manager: `tls.crt` and `tls.key` of a folder, read anew as they change.
+///
+/// # Errors
+/// When they cannot be read.
+pub fn server_with(folder: &Path, protocol: &[u8]) -> anyhow::Result<TlsAcceptor> {
+    let current = Arc::new(Current(RwLock::new(Arc::new(read_pair(folder)?))));
+    let acceptor = acceptor(current.clone(), protocol)?;
+    let folder = folder.to_owned();
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            match read_pair(&folder) {
+                Ok(fresh) => *current.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(fresh),
+                Err(error) => {
+                    tracing::warn!(error = format!("{error:#}"), "the certificate that was read last goes on")
+                }
+            }
+        }
+    });
+    Ok(acceptor)
+}
+
+fn read_pair(folder: &Path) -> anyhow::Result<CertifiedKey> {
+    let (certificates, key) = (folder.join("tls.crt"), folder.join("tls.key"));
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_file_iter(&certificates)
+        .with_context(|| format!("cannot read {}", certificates.display()))?
+        .collect();
+    let chain = chain.with_context(|| format!("{} is no certificate", certificates.display()))?;
+    let signing = PrivateKeyDer::from_pem_file(&key).with_context(|| format!("cannot read {}", key.display()))?;
+    Ok(CertifiedKey::new(chain, rustls::crypto::ring::sign::any_supported_type(&signing)?))
+}
+
+fn acceptor(current: Arc<Current>, protocol: &[u8]) -> anyhow::Result<TlsAcceptor> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_cert_resolver(current);
+    config.alpn_protocols = vec![protocol.to_vec()];
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
@@ -242,18 +280,24 @@ pub fn accept(listener: TcpListener, acceptor: TlsAcceptor) -> ReceiverStream<io
     ReceiverStream::new(connections)
 }
 
-/// Tells agents and the API server of the authority, and goes on looking that they know it.
-pub async fn publish(client: Client, authority: Arc<Authority>, names: Names) {
+/// Tells agents and the API server of the authority, and goes on looking that they know it. `webhook_is_ours`: nobody else sees to
+/// the webhook's certificate.
+pub async fn publish(client: Client, authority: Arc<Authority>, names: Names, webhook_is_ours: bool) {
     let mut look = tokio::time::interval(LOOK);
     loop {
         look.tick().await;
-        if let Err(error) = publish_once(&client, &authority, &names).await {
+        if let Err(error) = publish_once(&client, &authority, &names, webhook_is_ours).await {
             tracing::warn!(error = format!("{error:#}"), "cannot tell others of the authority");
         }
     }
 }
 
-async fn publish_once(client: &Client, authority: &Authority, names: &Names) -> anyhow::Result<()> {
+async fn publish_once(
+    client: &Client,
+    authority: &Authority,
+    names: &Names,
+    webhook_is_ours: bool,
+) -> anyhow::Result<()> {
     use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration as Webhooks;
 
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), &names.namespace);
@@ -272,15 +316,14 @@ async fn publish_once(client: &Client, authority: &Authority, names: &Names) -> 
         written.with_context(|| format!("cannot write ConfigMap {name}"))?;
     }
 
+    if !webhook_is_ours {
+        return Ok(());
+    }
     let webhooks: Api<Webhooks> = Api::all(client.clone());
     // Without a webhook there is nobody to tell.
     let Some(held) = webhooks.get_opt(&names.name).await.context("cannot read the webhook's configuration")? else {
         return Ok(());
     };
-    // Somebody else, such as cert-manager, may see to it.
-    if held.annotations().keys().any(|name| name.starts_with("cert-manager.io/")) {
-        return Ok(());
-    }
     let bundle = ByteString(authority.certificate().as_bytes().to_vec());
     let hooks = held.webhooks.unwrap_or_default();
     if hooks.iter().all(|hook| hook.client_config.ca_bundle.as_ref() == Some(&bundle)) {
