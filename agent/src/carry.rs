@@ -19,7 +19,7 @@ use tokio::net::TcpStream;
 
 use crate::choose::{self, Tried};
 use crate::record::metrics::{Direction, Series};
-use crate::runtime::Load;
+use crate::runtime::{Load, Told};
 use crate::table::Outcome;
 use crate::worker::{Caller, TableRef, Worker};
 use crate::{clock, forward, matching};
@@ -79,7 +79,7 @@ async fn to_instance(
         let (at, mut permit) = match choose::instance(worker, &table, (service_at, rule, port), &tried, clock::now()) {
             Ok(chosen) => chosen,
             Err(refusal) => {
-                service.runtime.retries.refuse(worker.index, refusal.reason);
+                service.runtime.retries.refuse(worker.index, refusal.refusal.reason);
                 return None;
             }
         };
@@ -127,7 +127,7 @@ impl OnInstance {
 
 impl Drop for OnInstance {
     fn drop(&mut self) {
-        self.load.end(self.worker.index, None, self.worker.millis(clock::now()));
+        self.load.end(self.worker.index, Told::Nothing, self.worker.millis(clock::now()));
     }
 }
 

@@ -119,7 +119,7 @@ where
                     kept.ended = true;
                     if let Ok(mut trailers) = frame.into_trailers() {
                         if !message::prepare_trailers(&mut trailers) {
-                            kept.failed = true;
+                            kept.coming.set(Coming::Failed);
                             return Poll::Ready(Some(Err("the trailers are too long".into())));
                         }
                         kept.trailers = Some(trailers.clone());
