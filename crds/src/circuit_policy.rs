@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::route_rule::{AgentCount, CannedResponse, Condition};
 use crate::target::TargetRef;
+use crate::validate::circuit_policy::{
+    CHECK_INTERVAL, CHECK_TIMEOUT, DEFAULT_CHECK_TIMEOUT, DEFAULT_MAX_TIMEOUT, OPEN, WINDOW,
+};
 use crate::values::{Duration, Percent};
 
 /// When to stop asking an instance or a version, and when to try again. Every default is the one that is shown in the
@@ -27,9 +30,10 @@ use crate::values::{Duration, Percent};
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = crate::cel::circuit_policy()))]
 pub struct CircuitPolicySpec {
     /// What the policy is for: Services of this namespace, or versions of them.
-    #[schemars(length(min = 1, max = 16))]
+    #[schemars(length(min = 1, max = 16), extend("x-kubernetes-validations" = crate::cel::targets()))]
     pub target_refs: Vec<TargetRef>,
     /// What is taken out: one instance, or the whole destination.
     #[serde(default)]
@@ -47,12 +51,14 @@ pub struct CircuitPolicySpec {
     pub minimum_requests: i32,
     /// The length of the sliding window, from 1s to 10m.
     #[serde(default = "ten_seconds")]
+    #[schemars(extend("x-kubernetes-validations" = crate::cel::within(WINDOW)))]
     pub window: Duration,
     /// Slow replies count as failures of their own kind.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slow_calls: Option<SlowCalls>,
     /// How long the circuit stays open before it lets probes through.
     #[serde(default = "sixty_seconds")]
+    #[schemars(extend("x-kubernetes-validations" = crate::cel::within(OPEN)))]
     pub timeout: Duration,
     /// How that time grows while probes fail.
     #[serde(default)]
@@ -118,6 +124,7 @@ pub struct CircuitBackoff {
     pub multiplier: f64,
     /// But never longer than this.
     #[serde(default = "ten_minutes")]
+    #[schemars(extend("x-kubernetes-validations" = crate::cel::within(OPEN)))]
     pub max_timeout: Duration,
     /// Shorter or longer at random by up to this share, so that nodes do not probe at once.
     #[serde(default = "tenth")]
@@ -133,11 +140,11 @@ impl Default for CircuitBackoff {
 /// Checks of the instances that are made beside the traffic.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = [{"rule": "(has(self.path) ? 1 : 0) + (has(self.grpc) ? 1 : 0) + (has(self.tcp) ? 1 : 0) == 1", "message": crate::validate::ONE_CHECK}]))]
+#[schemars(extend("x-kubernetes-validations" = crate::cel::health_check()))]
 pub struct HealthCheck {
     /// HTTP: a GET of this path must be answered 2xx.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 1024))]
+    #[schemars(length(min = 1, max = 1024), extend("x-kubernetes-validations" = crate::cel::path_start()))]
     pub path: Option<String>,
     /// The gRPC health checking protocol.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -147,9 +154,11 @@ pub struct HealthCheck {
     pub tcp: Option<TcpCheck>,
     /// Time between two checks.
     #[serde(default = "ten_seconds")]
+    #[schemars(extend("x-kubernetes-validations" = crate::cel::within(CHECK_INTERVAL)))]
     pub interval: Duration,
     /// How long a check may take.
     #[serde(default = "one_second")]
+    #[schemars(extend("x-kubernetes-validations" = crate::cel::within(CHECK_TIMEOUT)))]
     pub timeout: Duration,
     /// Failed checks in a row that take an instance out.
     #[serde(default = "three")]
@@ -196,7 +205,7 @@ pub struct Limits {
 /// What callers get while a circuit is open; exactly one is given.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = [{"rule": "has(self.destination) != has(self.response)", "message": crate::validate::ONE_FALLBACK}]))]
+#[schemars(extend("x-kubernetes-validations" = crate::cel::fallback()))]
 pub struct Fallback {
     /// Another destination that takes the requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -303,7 +312,7 @@ fn half() -> Percent {
     Percent::whole(50)
 }
 fn one_second() -> Duration {
-    Duration::from_secs(1)
+    DEFAULT_CHECK_TIMEOUT
 }
 fn ten_seconds() -> Duration {
     Duration::from_secs(10)
@@ -312,5 +321,5 @@ fn sixty_seconds() -> Duration {
     Duration::from_secs(60)
 }
 fn ten_minutes() -> Duration {
-    Duration::from_secs(600)
+    DEFAULT_MAX_TIMEOUT
 }

@@ -4,6 +4,8 @@
 //! an object is checked against the very schema that the API server uses, and what no schema can say is in one module.
 //! This crate knows nothing of clusters or networks.
 
+/// The rules of the schema beyond the shape.
+mod cel;
 /// The kind `CircuitPolicy`.
 pub mod circuit_policy;
 /// What is said of an object.

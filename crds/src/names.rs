@@ -18,6 +18,25 @@ pub const LABEL_VALUE: &str = "^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$";
 pub const LABEL_VALUE_HINT: &str =
     "a label's value: letters, digits, `-`, `_` and `.`, with a letter or digit at both ends";
 
+/// A label's value.
+pub const LABEL_VALUE_OR_EMPTY: &str = "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$";
+/// The same in words.
+pub const LABEL_VALUE_OR_EMPTY_HINT: &str =
+    "a label's value: empty, or letters, digits, `-`, `_` and `.`, with a letter or digit at both ends";
+
+/// A label's key. How long its domain may be is a rule of its own.
+pub const LABEL_KEY: &str = r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$";
+
+/// What no header field's value can have in it: control characters other than tabs.
+pub const NO_CONTROLS: &str = r"^[^\x00-\x08\x0a-\x1f\x7f]*$";
+/// The same in words.
+pub const NO_CONTROLS_HINT: &str = "text without control characters, which no header field has";
+
+/// What a header field's value can be: no control characters but tabs, and no white space around it (RFC 9110, section 5.5).
+pub const FIELD_VALUE: &str = r"^([^\x00-\x20\x7f]([^\x00-\x08\x0a-\x1f\x7f]*[^\x00-\x20\x7f])?)?$";
+/// The same in words.
+pub const FIELD_VALUE_HINT: &str = "a header field's value: no control characters, and no white space at either end";
+
 /// The name of a header field or a cookie (RFC 9110 token).
 pub const TOKEN: &str = "^[A-Za-z0-9!#$%&'*+.^_`|~-]+$";
 /// The same in words.

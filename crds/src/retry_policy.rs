@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::route_rule::{AgentCount, Condition};
 use crate::target::TargetRef;
+use crate::validate::retry_policy::BUDGET_WINDOW;
 use crate::values::{Duration, Percent, Size};
 
 /// When to ask again. Every default is the one that is shown in the documents; an empty spec with a target is a working
@@ -27,10 +28,11 @@ use crate::values::{Duration, Percent, Size};
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = crate::cel::retry_policy()))]
 pub struct RetryPolicySpec {
     /// What the policy is for: Services of this namespace, or versions of them. None: only rules that name it use it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
+    #[schemars(length(max = 16), extend("x-kubernetes-validations" = crate::cel::targets()))]
     pub target_refs: Vec<TargetRef>,
     /// Retries after the first try; 0 turns retrying off.
     #[serde(default = "three")]
@@ -54,9 +56,11 @@ pub struct RetryPolicySpec {
     pub jitter: Percent,
     /// How long one try may take. Absent: the rule's `timeouts.backendRequest`, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-kubernetes-validations" = crate::cel::some_time()))]
     pub per_try_timeout: Option<Duration>,
     /// How long all tries together may take, waits included.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-kubernetes-validations" = crate::cel::some_time()))]
     pub timeout: Option<Duration>,
     /// What is retried: ServerError, ConnectFailure, Reset, RefusedStream, Timeout, a status such as `429`, or a gRPC status
     /// by its name, such as `UNAVAILABLE`.
@@ -81,6 +85,7 @@ pub struct RetryPolicySpec {
     pub budget: Budget,
     /// How much of a request's body is kept for sending it again.
     #[serde(default = "sixty_four_kibibytes")]
+    #[schemars(extend("x-kubernetes-validations" = crate::cel::body()))]
     pub max_body_bytes: Size,
     /// Asks a second instance when the first is slow, instead of waiting for it to fail.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -116,6 +121,7 @@ pub struct Budget {
     pub min_per_second: i32,
     /// How far back requests count, from 1s to 60s.
     #[serde(default = "ten_seconds")]
+    #[schemars(extend("x-kubernetes-validations" = crate::cel::within(BUDGET_WINDOW)))]
     pub window: Duration,
 }
 

@@ -31,7 +31,7 @@ use crate::values::{Duration, Percent};
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = [{"rule": "has(self.destinations) && self.destinations.exists(d, d.weight > 0) || has(self.filters) && self.filters.exists(f, f.type in ['RequestRedirect', 'DirectResponse'])", "message": crate::validate::NOWHERE}]))]
+#[schemars(extend("x-kubernetes-validations" = crate::cel::route_rule()))]
 pub struct RouteRuleSpec {
     /// The Service whose requests this rule routes.
     #[schemars(length(min = 1, max = 63), regex(pattern = crate::names::LABEL))]
@@ -99,15 +99,15 @@ pub struct RouteMatch {
     pub method: Option<String>,
     /// Header fields; names fold case, repeated fields are joined with a comma.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
+    #[schemars(length(max = 16), extend("x-kubernetes-validations" = crate::cel::headers()))]
     pub headers: Vec<HeaderMatch>,
     /// Query parameters; of one that is repeated, the first value counts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
+    #[schemars(length(max = 16), extend("x-kubernetes-validations" = crate::cel::named()))]
     pub query_params: Vec<QueryParamMatch>,
     /// Cookies.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
+    #[schemars(length(max = 16), extend("x-kubernetes-validations" = crate::cel::named()))]
     pub cookies: Vec<CookieMatch>,
     /// The gRPC service and method that is called.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -120,7 +120,7 @@ pub struct RouteMatch {
 /// A match on the path.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = [{"rule": "self.type == 'RegularExpression' || self.value.startsWith('/')", "message": crate::validate::PATH_START}, {"rule": "self.type == 'RegularExpression' || !self.value.matches('[?# \\x00-\\x1f\\x7f]')", "message": crate::validate::PATH_ONLY}]))]
+#[schemars(extend("x-kubernetes-validations" = crate::cel::path_match()))]
 pub struct PathMatch {
     /// How the value is compared.
     #[serde(default, rename = "type")]
@@ -160,14 +160,11 @@ pub enum ValueMatchType {
 
 /// What three kinds of match have in common, each with its own rule for names.
 macro_rules! named_match {
-    ($(#[$doc:meta])* $type:ident, $pattern:expr $(, $rule:expr => $message:expr)?) => {
+    ($(#[$doc:meta])* $type:ident, $pattern:expr, $rules:expr $(, #[$value:meta])?) => {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
         #[serde(rename_all = "camelCase")]
-        #[schemars(extend("x-kubernetes-validations" = [
-            {"rule": "(self.type in ['Present', 'Absent']) != has(self.value)", "message": crate::validate::MATCH_VALUE},
-            $({"rule": $rule, "message": $message},)?
-        ]))]
+        #[schemars(extend("x-kubernetes-validations" = $rules))]
         pub struct $type {
             /// How the value is compared.
             #[serde(default, rename = "type")]
@@ -178,6 +175,7 @@ macro_rules! named_match {
             /// What it is compared with; not given for Present and Absent.
             #[serde(default, skip_serializing_if = "Option::is_none")]
             #[schemars(length(max = 4096))]
+            $(#[$value])?
             pub value: Option<String>,
         }
     };
@@ -187,18 +185,20 @@ named_match!(
     /// A match on a header field.
     HeaderMatch,
     crate::names::TOKEN,
-    "!has(self.value) || !(self.type == 'Exact' && self.value.matches('^[ \\t]|[ \\t]$') || self.type == 'Prefix' && self.value.matches('^[ \\t]'))"
-        => crate::validate::HEADER_BLANK
+    crate::cel::header_match(),
+    #[schemars(regex(pattern = crate::names::NO_CONTROLS))]
 );
 named_match!(
     /// A match on a query parameter.
     QueryParamMatch,
-    "^.+$"
+    "^.+$",
+    crate::cel::named_match()
 );
 named_match!(
     /// A match on a cookie.
     CookieMatch,
-    crate::names::TOKEN
+    crate::names::TOKEN,
+    crate::cel::named_match()
 );
 
 /// A match on the gRPC service, the method, or both.
@@ -225,7 +225,7 @@ pub struct SourceMatch {
     pub namespace: Option<String>,
     /// Labels of the caller's Pod; all must be there.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 16))]
+    #[schemars(schema_with = "crate::cel::labels")]
     pub labels: BTreeMap<String, String>,
     /// The caller's ServiceAccount.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -254,7 +254,7 @@ pub struct Destination {
     pub version: Option<String>,
     /// Only instances with all of these labels.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 16))]
+    #[schemars(schema_with = "crate::cel::labels")]
     pub subset: BTreeMap<String, String>,
     /// The share, relative to the other destinations'; 0 means none.
     #[serde(default = "default_weight")]
@@ -273,6 +273,7 @@ fn default_weight() -> i32 {
 /// Limits of time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = crate::cel::timeouts()))]
 pub struct Timeouts {
     /// For the whole request, all tries together. 0s: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -293,7 +294,7 @@ pub struct Stickiness {
 /// What tells one user from another; exactly one is given.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = [{"rule": "(has(self.header) ? 1 : 0) + (has(self.cookie) ? 1 : 0) + (has(self.sourceIP) ? 1 : 0) == 1", "message": crate::validate::ONE_STICKY_KEY}]))]
+#[schemars(extend("x-kubernetes-validations" = crate::cel::sticky_key()))]
 pub struct StickyKey {
     /// The value of this header field.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -326,7 +327,7 @@ pub struct StickySource {}
 /// A change to a request or its reply. `type` names the one field that is given beside it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = [{"rule": "(self.type == 'RequestHeaderModifier') == has(self.requestHeaderModifier) && (self.type == 'ResponseHeaderModifier') == has(self.responseHeaderModifier) && (self.type == 'URLRewrite') == has(self.urlRewrite) && (self.type == 'RequestRedirect') == has(self.requestRedirect) && (self.type == 'RequestMirror') == has(self.requestMirror) && (self.type == 'Fault') == has(self.fault) && (self.type == 'DirectResponse') == has(self.directResponse) && (self.type == 'CORS') == has(self.cors)", "message": crate::validate::FILTER_FIELD}]))]
+#[schemars(extend("x-kubernetes-validations" = crate::cel::filter()))]
 pub struct Filter {
     /// Which change.
     #[serde(rename = "type")]
@@ -406,7 +407,7 @@ pub struct HeaderValue {
     #[schemars(length(min = 1, max = 256), regex(pattern = crate::names::TOKEN))]
     pub name: String,
     /// Its value.
-    #[schemars(length(max = 4096))]
+    #[schemars(length(max = 4096), regex(pattern = crate::names::FIELD_VALUE))]
     pub value: String,
 }
 
@@ -426,7 +427,7 @@ pub struct UrlRewrite {
 /// How a path is changed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = [{"rule": "(self.type == 'ReplaceFullPath') == has(self.replaceFullPath) && (self.type == 'ReplacePrefixMatch') == has(self.replacePrefixMatch)", "message": crate::validate::FILTER_FIELD}]))]
+#[schemars(extend("x-kubernetes-validations" = crate::cel::path_modifier()))]
 pub struct PathModifier {
     /// Which of the two is given.
     #[serde(rename = "type")]
@@ -453,7 +454,7 @@ pub enum PathModifierType {
 /// A redirect as the reply; what is not given stays as in the request.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = [{"rule": "self.statusCode in [301, 302, 303, 307, 308]", "message": crate::validate::REDIRECT_STATUS}]))]
+#[schemars(extend("x-kubernetes-validations" = crate::cel::redirect()))]
 pub struct RequestRedirect {
     /// `http` or `https`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -507,7 +508,7 @@ fn all() -> Percent {
 /// Faults on purpose, to try how callers take them.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = [{"rule": "has(self.delay) || has(self.abort)", "message": crate::validate::FAULT_NONE}]))]
+#[schemars(extend("x-kubernetes-validations" = crate::cel::fault()))]
 pub struct Fault {
     /// Requests that are held up.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// A Service of the policy's namespace, or a part of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = [{"rule": "!has(self.group) || self.group == ''", "message": crate::validate::TARGET_GROUP}]))]
+#[schemars(extend("x-kubernetes-validations" = crate::cel::target()))]
 pub struct TargetRef {
     /// The API group; Services have the empty one.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -25,7 +25,7 @@ pub struct TargetRef {
     pub version: Option<String>,
     /// Only instances with all of these labels.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 16))]
+    #[schemars(schema_with = "crate::cel::labels")]
     pub subset: BTreeMap<String, String>,
 }
 

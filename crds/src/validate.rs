@@ -1,8 +1,8 @@
 //! What no schema can say of an object by itself: fields that contradict one another, values that cannot work, and what
 //! is likely a mistake. Rules that look at other objects are the controller's.
 //!
-//! An object gets all its findings at once. Where a rule can also be stated to the API server, the schema states it with
-//! the same message: the constants here.
+//! An object gets all its findings at once. Every rule but that of regular expressions has a twin that the API server asks:
+//! [`crate::cel`], with the bounds and messages that are constants here.
 
 use std::collections::BTreeMap;
 
@@ -12,10 +12,10 @@ use crate::{names, shape};
 /// What counts as a failure.
 pub mod conditions;
 
-mod circuit_policy;
+pub(crate) mod circuit_policy;
 mod not_enforced;
 mod patterns;
-mod retry_policy;
+pub(crate) mod retry_policy;
 mod route_rule;
 mod targets;
 
@@ -32,6 +32,8 @@ pub(crate) const PATH_ONLY: &str =
     "a path has no `?`, `#`, space or control character in it; queryParams match the query";
 pub(crate) const HEADER_BLANK: &str =
     "a header field's value has no white space at either end, so no request would match";
+pub(crate) const CLASH: &str = "a name is asked for with two values, or as Absent and otherwise: no request has both; for either, \
+     write two matches";
 pub(crate) const MATCH_VALUE: &str = "a value is given, except for Present and Absent, which have none";
 pub(crate) const ONE_STICKY_KEY: &str = "exactly one of header, cookie and sourceIP is given";
 pub(crate) const FILTER_FIELD: &str = "the field that `type` names is given, and no other";
@@ -39,6 +41,12 @@ pub(crate) const FAULT_NONE: &str = "a delay, an abort or both are given";
 pub(crate) const REDIRECT_STATUS: &str = "a redirect's status is 301, 302, 303, 307 or 308";
 pub(crate) const ONE_CHECK: &str = "exactly one of path, grpc and tcp is given";
 pub(crate) const ONE_FALLBACK: &str = "exactly one of destination and response is given";
+pub(crate) const FALLBACK_ITSELF: &str =
+    "the policy's own target stands in for itself: when its circuit is open, so is the fallback's";
+pub(crate) const NO_TIME: &str = "0s leaves no time for any try; leave the field out for no limit";
+pub(crate) const LABEL_KEYS: &str = "a label's key is a name of 1 to 63 letters, digits, `-`, `_` and `.`, before which a domain and a \
+     slash may stand";
+pub(crate) const TARGETS: &str = "each target is given once";
 pub(crate) const TARGET_GROUP: &str = "only Services can be targets; their group is empty";
 
 /// Collects the findings of one object.
@@ -62,14 +70,11 @@ impl Report {
         }
     }
 
-    /// Labels that are spelt as no label can be.
+    /// Labels whose keys are spelt as no label's can be. Of their values the shape tells.
     fn labels(&mut self, field: &str, labels: &BTreeMap<String, String>) {
-        for (key, value) in labels {
-            let field = format!("{field}[{key}]");
+        for key in labels.keys() {
             if let Some(fault) = names::label_key_fault(key) {
-                self.error(field, format!("{key:?} {fault}"));
-            } else if let Some(fault) = names::label_value_fault(value) {
-                self.error(field, format!("{value:?} {fault}"));
+                self.error(format!("{field}[{key}]"), format!("{key:?} {fault}"));
             }
         }
     }

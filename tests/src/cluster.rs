@@ -17,6 +17,16 @@ use tempfile::TempDir;
 use crate::binaries::repository;
 use crate::wait_for;
 
+/// What is asked without kubectl.
+mod ask;
+/// What the controller asked for.
+mod audit;
+/// The chart, as helm renders it.
+mod chart;
+
+pub use ask::{at_once, review};
+pub use audit::Right;
+
 /// An API server with the three kinds, a namespace for the controller and one called `shop` that is opted in.
 pub struct Cluster {
     folder: TempDir,
@@ -45,11 +55,7 @@ impl Cluster {
         cluster.start_etcd();
         cluster.start_api_server();
         cluster.ready().await;
-        cluster.apply_file(&repository().join("crds/yaml"));
-        wait_for("the API server serves the three kinds", async || {
-            cluster.try_kubectl(&["get", "routerules,circuitpolicies,retrypolicies", "-A"]).status.success()
-        })
-        .await;
+        cluster.upgrade_schemas().await;
         cluster.apply(
             "apiVersion: v1
 kind: Namespace
@@ -65,6 +71,21 @@ metadata: {name: switchyard-agent, namespace: switchyard}
 ",
         );
         Some(cluster)
+    }
+
+    /// Applies the schemas as they are now, and waits until they are served.
+    ///
+    /// # Panics
+    /// When they are not taken.
+    pub async fn upgrade_schemas(&self) {
+        self.apply_file(&repository().join("crds/yaml"));
+        wait_for("the API server serves the three kinds", async || {
+            // The last field of each kind to have come.
+            ["routerules.spec.stickiness", "circuitpolicies.spec.maxEjectionPercent", "retrypolicies.spec.hedge"]
+                .iter()
+                .all(|field| self.try_kubectl(&["explain", field]).status.success())
+        })
+        .await;
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -91,6 +112,7 @@ metadata: {name: switchyard-agent, namespace: switchyard}
             let made = Command::new("openssl").args(["genrsa", "-out"]).arg(&key).arg("2048").output().unwrap();
             assert!(made.status.success(), "openssl: {}", String::from_utf8_lossy(&made.stderr));
             std::fs::write(self.path("tokens.csv"), "secret,admin,admin,system:masters\n").unwrap();
+            std::fs::write(self.path("audit.yaml"), audit::POLICY).unwrap();
         }
         let mut server = Command::new(self.parts.join("kube-apiserver"));
         server.arg(format!("--etcd-servers=http://{}", self.etcd));
@@ -103,6 +125,8 @@ metadata: {name: switchyard-agent, namespace: switchyard}
         server.arg(format!("--service-account-signing-key-file={}", key.display()));
         server.args(["--service-cluster-ip-range=10.0.0.0/16", "--endpoint-reconciler-type=none"]);
         server.arg("--disable-admission-plugins=ServiceAccount");
+        server.arg(format!("--audit-policy-file={}", self.path("audit.yaml").display()));
+        server.arg(format!("--audit-log-path={}", self.path("audit.log").display()));
         self.spawn("kube-apiserver", server);
     }
 
@@ -133,18 +157,7 @@ metadata: {name: switchyard-agent, namespace: switchyard}
     pub async fn ready(&self) {
         let certificate = self.path("certs/apiserver.crt");
         wait_for("the API server has a certificate", async || certificate.exists()).await;
-        let config = format!(
-            "apiVersion: v1
-kind: Config
-clusters: [{{name: c, cluster: {{server: \"https://{}\", certificate-authority: \"{}\"}}}}]
-users: [{{name: u, user: {{token: secret}}}}]
-contexts: [{{name: x, context: {{cluster: c, user: u}}}}]
-current-context: x
-",
-            self.address,
-            certificate.display()
-        );
-        std::fs::write(self.kubeconfig(), config).unwrap();
+        std::fs::write(self.kubeconfig(), self.config_of("secret")).unwrap();
         wait_for("the API server is ready", async || self.try_kubectl(&["get", "--raw", "/readyz"]).status.success())
             .await;
     }
@@ -152,6 +165,30 @@ current-context: x
     /// The configuration that kubectl and the controller reach it with.
     pub fn kubeconfig(&self) -> PathBuf {
         self.path("kubeconfig")
+    }
+
+    fn config_of(&self, token: &str) -> String {
+        format!(
+            "apiVersion: v1
+kind: Config
+clusters: [{{name: c, cluster: {{server: \"https://{}\", certificate-authority: \"{}\"}}}}]
+users: [{{name: u, user: {{token: {token}}}}}]
+contexts: [{{name: x, context: {{cluster: c, user: u}}}}]
+current-context: x
+",
+            self.address,
+            self.path("certs/apiserver.crt").display()
+        )
+    }
+
+    /// The configuration of who has a token.
+    ///
+    /// # Panics
+    /// When it cannot be written.
+    pub fn kubeconfig_of(&self, name: &str, token: &str) -> PathBuf {
+        let path = self.path(&format!("kubeconfig-{name}"));
+        std::fs::write(&path, self.config_of(token)).unwrap();
+        path
     }
 
     /// A program of the parts, such as helm.

@@ -21,6 +21,8 @@ pub mod chance;
 pub mod client;
 /// A real API server.
 pub mod cluster;
+/// Objects to be refused and objects to be taken.
+pub mod corpus;
 /// A stand-in for a controller.
 pub mod feed;
 /// A gRPC service and its client.

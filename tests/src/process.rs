@@ -316,6 +316,8 @@ pub struct Controller {
     pub admin: SocketAddr,
     /// Where an API server asks, in a cluster.
     pub webhook: Option<SocketAddr>,
+    /// Where a kubelet and a Prometheus ask, in a cluster.
+    pub health: Option<SocketAddr>,
     _home: Option<TempDir>,
 }
 
@@ -336,10 +338,14 @@ impl Controller {
 
     /// Starts it on a cluster.
     pub async fn in_cluster(cluster: &Cluster, identity: &str) -> Self {
+        Self::with_rights(&cluster.kubeconfig(), identity).await
+    }
+
+    /// The same, as whoever this configuration is of.
+    pub async fn with_rights(kubeconfig: &Path, identity: &str) -> Self {
         let any = "127.0.0.1:0";
         let args = ["--listen", any, "--admin", any, "--webhook", any, "--health", any, "--identity", identity];
-        let config = cluster.kubeconfig();
-        let environment = [("KUBECONFIG", config.as_path())];
+        let environment = [("KUBECONFIG", kubeconfig)];
         let args = ["--kubernetes"].into_iter().chain(args);
         Self::of(Process::start_with("switchyard-controller", args, &environment)).await
     }
@@ -347,7 +353,8 @@ impl Controller {
     async fn of(process: Process) -> Self {
         let addresses = process.listening().await;
         let (agents, admin) = (addresses["agents"], addresses["admin"]);
-        Self { process, agents, admin, webhook: addresses.get("webhook").copied(), _home: None }
+        let of = |name| addresses.get(name).copied();
+        Self { process, agents, admin, webhook: of("webhook"), health: of("health"), _home: None }
     }
 
     /// A metric, as for [`Switchyard::metric`].

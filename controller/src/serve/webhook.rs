@@ -53,7 +53,7 @@ async fn validate(State(questions): State<Questions>, Json(review): Json<Value>)
     Json(json!({
         "apiVersion": "admission.k8s.io/v1",
         "kind": "AdmissionReview",
-        "response": response(request["uid"].as_str().unwrap_or_default(), &findings),
+        "response": response(request, &findings),
     }))
 }
 
@@ -74,8 +74,8 @@ fn read(request: &Value) -> (Option<Object>, Vec<Finding>) {
     }
 }
 
-/// What the API server is told.
-fn response(uid: &str, findings: &[Finding]) -> Value {
+/// What the API server is told. A refusal is of the form of its own, so that kubectl says both alike.
+fn response(request: &Value, findings: &[Finding]) -> Value {
     let text = |finding: &Finding| match finding.field.as_str() {
         "" => finding.message.clone(),
         field => format!("{field}: {}", finding.message),
@@ -83,7 +83,7 @@ fn response(uid: &str, findings: &[Finding]) -> Value {
     let of = |severity| findings.iter().filter(move |finding| finding.severity == severity);
     let warnings: Vec<String> = of(Severity::Warning).map(|f| text(f).chars().take(WARNING).collect()).collect();
     let errors: Vec<&Finding> = of(Severity::Error).collect();
-    let mut response = json!({"uid": uid, "allowed": errors.is_empty()});
+    let mut response = json!({"uid": request["uid"].as_str().unwrap_or_default(), "allowed": errors.is_empty()});
     if !warnings.is_empty() {
         response["warnings"] = json!(warnings);
     }
@@ -93,7 +93,10 @@ fn response(uid: &str, findings: &[Finding]) -> Value {
             "code": 422,
             "reason": "Invalid",
             "message": errors.iter().map(|finding| text(finding)).collect::<Vec<_>>().join("; "),
-            "details": {"causes": errors.iter().map(cause).collect::<Vec<_>>()},
+            "details": {
+                "group": request["kind"]["group"], "kind": request["kind"]["kind"], "name": request["object"]["metadata"]["name"],
+                "causes": errors.iter().map(cause).collect::<Vec<_>>(),
+            },
         });
     }
     response
@@ -127,7 +130,7 @@ mod tests {
     use super::*;
 
     fn request(spec: &Value) -> Value {
-        json!({"uid": "7", "kind": {"kind": "RouteRule"}, "object": {
+        json!({"uid": "7", "kind": {"group": "switchyard.dev", "kind": "RouteRule"}, "object": {
             "apiVersion": "switchyard.dev/v1alpha1", "kind": "RouteRule",
             "metadata": {"name": "r", "namespace": "shop"}, "spec": spec,
         }})
@@ -137,17 +140,18 @@ mod tests {
     fn what_is_wrong_by_itself_refuses_and_names_its_field() {
         let spec = json!({"service": "a", "destinations": [{"service": "a"}],
             "matches": [{"path": {"type": "RegularExpression", "value": "/(x"}}]});
-        let (_, findings) = read(&request(&spec));
-        let response = response("7", &findings);
+        let request = request(&spec);
+        let (_, findings) = read(&request);
+        let response = response(&request, &findings);
         assert_eq!(response["allowed"], false);
         assert_eq!(response["status"]["details"]["causes"][0]["field"], "spec.matches[0].path.value");
-        assert_eq!(response["uid"], "7");
+        assert_eq!((&response["status"]["details"]["kind"], &response["uid"]), (&json!("RouteRule"), &json!("7")));
     }
 
     #[test]
     fn what_needs_others_warns_and_is_cut_to_what_is_taken() {
         let warning = Finding::warning(switchyard_crds::Reason::UnresolvedRef, "spec.service", "x".repeat(400));
-        let response = response("7", &[warning]);
+        let response = response(&request(&json!({})), &[warning]);
         assert_eq!(response["allowed"], true);
         assert_eq!(response["warnings"][0].as_str().map(str::len), Some(WARNING));
         assert!(response.get("status").is_none());

@@ -1,18 +1,25 @@
 //! What no schema can say of a `CircuitPolicy`.
 
-use crate::circuit_policy::{CircuitBackoff, CircuitPolicy, CircuitPolicySpec, Fallback, HealthCheck};
+use crate::circuit_policy::{CircuitPolicy, CircuitPolicySpec, Fallback, HealthCheck};
 use crate::findings::Finding;
 use crate::values::Duration;
 
 use super::conditions::Conditions;
 use super::{Report, not_enforced};
 
-/// The shortest sliding window: less than this holds too few requests to say anything.
-const MIN_WINDOW: Duration = Duration::from_secs(1);
-/// The longest sliding window: what happened before it says little of now.
-const MAX_WINDOW: Duration = Duration::from_secs(600);
-/// The longest time that a circuit can be open without a probe.
-const MAX_OPEN: Duration = Duration::from_secs(24 * 3600);
+/// The sliding window: a shorter one holds too few requests to say anything, and what happened before a longer one says little of now.
+pub(crate) const WINDOW: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
+/// How long a circuit can be open without a probe.
+pub(crate) const OPEN: (Duration, Duration) = (Duration::from_millis(1), A_DAY);
+/// How long a check of health can take, and how far apart two can be.
+pub(crate) const CHECK_TIMEOUT: (Duration, Duration) = (Duration::from_millis(1), A_DAY);
+pub(crate) const CHECK_INTERVAL: (Duration, Duration) = (Duration::from_millis(100), A_DAY);
+const A_DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// Whoever asks for a longer first open time, or for checks that are closer together, need not know the default of a field that they
+/// did not write: these are never in the way.
+pub(crate) const DEFAULT_MAX_TIMEOUT: Duration = Duration::from_secs(600);
+pub(crate) const DEFAULT_CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What is wrong with a policy, or likely a mistake; all of it.
 pub fn validate_circuit_policy(policy: &CircuitPolicy) -> Vec<Finding> {
@@ -20,13 +27,13 @@ pub fn validate_circuit_policy(policy: &CircuitPolicy) -> Vec<Finding> {
     let mut report = Report::default();
     report.targets(&spec.target_refs);
     report.conditions("spec.failures", &spec.failures);
-    report.within("spec.window", spec.window, MIN_WINDOW, MAX_WINDOW);
-    report.within("spec.timeout", spec.timeout, Duration::from_millis(1), MAX_OPEN);
-    report.within("spec.backoff.maxTimeout", spec.backoff.max_timeout, Duration::from_millis(1), MAX_OPEN);
+    report.within("spec.window", spec.window, WINDOW);
+    report.within("spec.timeout", spec.timeout, OPEN);
+    report.within("spec.backoff.maxTimeout", spec.backoff.max_timeout, OPEN);
     let (first, longest) = (spec.timeout, spec.backoff.max_timeout);
     let message = format!("{longest} is shorter than spec.timeout, which is {first}: an open time only grows");
-    // Whoever asks for a longer first time need not know the default of a field that they did not write: it holds at least that long.
-    let is_default = longest == CircuitBackoff::default().max_timeout;
+    // The default holds at least that long.
+    let is_default = longest == DEFAULT_MAX_TIMEOUT;
     report.require(longest >= first || is_default, "spec.backoff.maxTimeout", message);
     if spec.error_rate_threshold.ppm() == 0 {
         report.suspicious("spec.errorRateThreshold", "0% opens the circuit whatever happens");
@@ -43,7 +50,7 @@ pub fn validate_circuit_policy(policy: &CircuitPolicy) -> Vec<Finding> {
 
 impl Report {
     /// A duration that is shorter or longer than what is taken.
-    pub(super) fn within(&mut self, field: &str, value: Duration, least: Duration, most: Duration) {
+    pub(super) fn within(&mut self, field: &str, value: Duration, (least, most): (Duration, Duration)) {
         self.require(value >= least, field, format!("{value} is shorter than {least}"));
         self.require(value <= most, field, format!("{value} is longer than {most}"));
     }
@@ -63,8 +70,13 @@ impl Report {
         if let Some(path) = &check.path {
             self.require(path.starts_with('/'), "spec.healthCheck.path", super::PATH_START);
         }
-        self.within("spec.healthCheck.interval", check.interval, Duration::from_millis(100), MAX_OPEN);
-        self.within("spec.healthCheck.timeout", check.timeout, Duration::from_millis(1), MAX_OPEN);
+        let (timeout, interval) = (check.timeout, check.interval);
+        self.within("spec.healthCheck.interval", interval, CHECK_INTERVAL);
+        self.within("spec.healthCheck.timeout", timeout, CHECK_TIMEOUT);
+        let message = format!("{timeout} for a check is longer than {interval} between two (healthCheck.interval)");
+        // The default ends when the next check begins.
+        let fits = timeout <= interval || timeout == DEFAULT_CHECK_TIMEOUT;
+        self.require(fits, "spec.healthCheck.timeout", message);
     }
 
     fn fallback(&mut self, fallback: &Fallback, spec: &CircuitPolicySpec) {
@@ -77,7 +89,6 @@ impl Report {
         let itself = spec.target_refs.iter().any(|target| {
             target.name == destination.service && target.version == destination.version && target.subset.is_empty()
         });
-        let message = "the policy's own target stands in for itself: when its circuit is open, so is the fallback's";
-        self.require(!itself, "spec.fallback.destination", message);
+        self.require(!itself, "spec.fallback.destination", super::FALLBACK_ITSELF);
     }
 }

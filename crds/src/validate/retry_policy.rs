@@ -7,9 +7,9 @@ use crate::values::{Duration, Size};
 use super::{Report, not_enforced};
 
 /// The shortest and the longest window of a budget.
-const BUDGET_WINDOW: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+pub(crate) const BUDGET_WINDOW: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// The most of one request's body that is kept for sending it again: each request under way may hold as much.
-const MAX_BODY: Size = Size::from_bytes(16 << 20);
+pub(crate) const MAX_BODY: Size = Size::from_bytes(16 << 20);
 /// Methods that do something anew each time they are sent.
 const NOT_IDEMPOTENT: [&str; 2] = ["POST", "PATCH"];
 
@@ -31,7 +31,7 @@ pub fn validate_retry_policy(policy: &RetryPolicy) -> Vec<Finding> {
     report.require(first <= longest, "spec.initialDelay", message);
     for (field, value) in [("spec.perTryTimeout", spec.per_try_timeout), ("spec.timeout", spec.timeout)] {
         if value.is_some_and(|v| v.as_millis() == 0) {
-            report.error(field, "0s leaves no time for any try; leave the field out for no limit");
+            report.error(field, super::NO_TIME);
         }
     }
     if let (Some(each), Some(whole)) = (spec.per_try_timeout, spec.timeout)
@@ -43,7 +43,7 @@ pub fn validate_retry_policy(policy: &RetryPolicy) -> Vec<Finding> {
     if spec.max_retries > 0 {
         report.no_retry_can_happen(spec);
     }
-    report.within("spec.budget.window", spec.budget.window, BUDGET_WINDOW.0, BUDGET_WINDOW.1);
+    report.within("spec.budget.window", spec.budget.window, BUDGET_WINDOW);
     if spec.max_body_bytes > MAX_BODY {
         report.error("spec.maxBodyBytes", format!("{} is above {MAX_BODY}", spec.max_body_bytes));
     }
