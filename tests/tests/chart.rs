@@ -4,7 +4,9 @@
 
 use std::process::Output;
 
+use serde_json::Value;
 use switchyard_tests::cluster::Cluster;
+use switchyard_tests::process::output;
 use switchyard_tests::wait_for;
 
 const ALL_ON: [&str; 2] = ["--values", "charts/switchyard/ci/all-on.yaml"];
@@ -71,6 +73,31 @@ async fn an_api_server_takes_every_object_of_the_chart() {
         assert!(taken, "{said}");
         assert!(said.contains("daemonset.apps/switchyard-agent") && !said.contains("Warning"), "{said}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_binaries_know_the_arguments_that_the_chart_gives_them() {
+    let Some(cluster) = Cluster::start().await else { return };
+    let file = tempfile::Builder::new().suffix(".yaml").tempfile().unwrap();
+    let templates = ["templates/controller/deployment.yaml", "templates/agent/daemonset.yaml"];
+    std::fs::write(file.path(), cluster.rendered(&templates, &[])).unwrap();
+    let mut known = Vec::new();
+    for object in cluster.as_json(file.path()) {
+        for container in
+            object.pointer("/spec/template/spec/containers").and_then(Value::as_array).into_iter().flatten()
+        {
+            let texts = |field: &str| -> Vec<String> { serde_json::from_value(container[field].clone()).unwrap() };
+            let args = texts("args");
+            // Arguments are read in their order, so it comes to this one only if it knows the others.
+            let args = args.iter().map(String::as_str).chain(["--help"]).collect::<Vec<_>>();
+            let binary = texts("command").remove(0);
+            let done = output(&binary, &args);
+            assert!(done.status.success(), "{binary} {args:?}: {}", said(&done));
+            known.push(binary);
+        }
+    }
+    known.sort();
+    assert_eq!(known, ["switchyard-agent", "switchyard-controller"]);
 }
 
 /// Lets somebody do in `shop` what roles of the chart let.
