@@ -181,7 +181,10 @@ impl Relay {
                 (Waiting::TooLate, _) => Outcome::CallersLimit,
                 (Waiting::No, _) => Outcome::CallersBody,
             };
-            return self.cut(outcome, "the reply took longer than it may".into(), cx);
+            // What there is has gone out, as far as the caller took it.
+            self.lease = None;
+            self.end(outcome);
+            return Poll::Ready(Some(Err("the reply took longer than it may".into())));
         }
         let polled = Pin::new(&mut self.body).poll_frame(cx);
         self.waiting = match &mut self.limit {

@@ -227,7 +227,16 @@ async fn callers_that_do_not_send_their_body_open_no_circuit_and_are_not_retried
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn callers_that_do_not_read_open_no_circuit() {
-    let server = Server::start(|_| Box::pin(async { Ok(http::Response::new(full(vec![b'x'; 64 << 20]))) })).await;
+    let server = Server::start(|request| {
+        let is_answered = request.method() != http::Method::PUT;
+        Box::pin(async move {
+            if !is_answered {
+                std::future::pending::<()>().await;
+            }
+            Ok(http::Response::new(full(vec![b'x'; 64 << 20])))
+        })
+    })
+    .await;
     let manifests = Manifests::of(&[("v1", server.address)]);
     manifests.write("circuit.yaml", &circuit("  failureThreshold: 1\n"));
     let rule = "  destinations: [{service: my-service}]\n  timeouts: {request: 500ms}\n";

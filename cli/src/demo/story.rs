@@ -9,7 +9,7 @@ use anyhow::Context;
 use serde_json::Value;
 use switchyard_crds::values::Percent;
 
-use super::load::{Caller, Load, PER_SECOND, Tally};
+use super::load::{Caller, Load, Tally};
 use super::manifests::Folder;
 use super::samples::{COUNT, Instance};
 use super::view::{Frame, Row, View};
@@ -191,9 +191,9 @@ impl Stage {
             "{failed} tries failed at {name}; {rescued} requests were rescued by a retry, and callers saw {errors} errors in \
              {ended} requests"
         );
-        // At least half of v2's share must have been there, or there was nothing to hide.
-        let expected = u64::from(PER_SECOND) * MEASURED.as_secs() * 3 / 10 / 8;
-        self.claim(errors == 0 && failed >= expected && rescued * 10 >= failed * 9, text);
+        // It is asked less often for it, and must have failed all the same, or there was nothing to hide.
+        const FEW: u64 = 3;
+        self.claim(errors == 0 && failed >= FEW && rescued * 10 >= failed * 9, text);
     }
 
     fn sum_up(&mut self) {
