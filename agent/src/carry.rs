@@ -97,6 +97,8 @@ async fn to_instance(
             }
             Err(outcome) => {
                 permit.close(outcome);
+                // A split is between connections, not between their tries.
+                tried.destination = Some(at.destination);
                 tried.places.push(at);
             }
         }
