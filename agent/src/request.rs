@@ -31,7 +31,7 @@ use crate::refusal::{Reason, Refusal};
 use crate::reply::{Relay, overdue};
 use crate::retry::replay::Replayable;
 use crate::retry::{self, Next, Tries};
-use crate::table::{At, Outcome, RetrySettings, Rule};
+use crate::table::{At, Outcome, RetrySettings, Rule, Table};
 use crate::worker::{Caller, TableRef, Worker};
 use crate::{clock, ids, tunnel};
 
@@ -47,7 +47,7 @@ pub async fn handle(
     caller: Rc<Caller>,
     request: Request<Incoming>,
 ) -> Result<Response<ReplyBody>, Infallible> {
-    let table = worker.table();
+    let (table, known) = table_for(&worker, &caller);
     let mut exchange = Exchange::begin(&worker, Rc::clone(&caller), &table, clock::now());
     let (mut parts, body) = request.into_parts();
     let facts = match message::prepare(&mut parts) {
@@ -63,7 +63,7 @@ pub async fn handle(
         }
     };
     let on_upgrade = parts.extensions.remove::<OnUpgrade>();
-    let (version, ending) = (parts.version, worker.is_ending());
+    let (version, ending) = (parts.version, worker.is_ending() || !known);
     let served = serve(&worker, &table, &mut exchange, parts, body, facts, &caller).await;
     caller.interim.settle();
     match served {
@@ -84,9 +84,21 @@ pub async fn handle(
         Err(refusal) => {
             exchange.refused(refusal.reason);
             exchange.status(refusal.status().as_u16());
-            let last = caller.original.is_some() && refusal.reason == Reason::NoRoute || ending;
-            let closes = caller.line.is_unguarded() || last && version < Version::HTTP_2;
+            let closes = caller.line.is_unguarded() || ending && version < Version::HTTP_2;
             Ok(if closes { refusal.reply_and_close(facts.grpc) } else { refusal.reply(facts.grpc) })
+        }
+    }
+}
+
+/// The table that a request sees; false when its connection is for an address that no Service has any more: then it goes there, and
+/// the reply is the connection's last, for the next one goes the plain way.
+fn table_for(worker: &Worker, caller: &Caller) -> (TableRef, bool) {
+    let table = worker.table();
+    match caller.original.filter(|address| table.addresses.service(*address).is_none()) {
+        None => (table, true),
+        Some(address) => {
+            let only = || Rc::new(Arc::new(Table::of_unknown(address, &worker.shared.runtime)));
+            (Rc::clone(caller.unknown.get_or_init(only)), false)
         }
     }
 }
@@ -206,7 +218,7 @@ fn identify(table: &TableRef, caller: &Caller, parts: &Parts) -> Result<(usize, 
         Some(address) => table
             .addresses
             .service(address)
-            .ok_or_else(|| Refusal::new(Reason::NoRoute, format!("no Service has the address {address} any more"))),
+            .ok_or_else(|| Refusal::new(Reason::NoRoute, format!("no Service has the address {address}"))),
     }
 }
 

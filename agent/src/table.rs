@@ -9,6 +9,7 @@
 //! - A Service that a change does not concern is carried over as it is.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -164,6 +165,32 @@ impl Table {
         let addresses = Addresses::new(&services, resources);
         runtime.forget_unused();
         Table { revision: resources.revision, addresses, services, hosts, default_service }
+    }
+
+    /// A table that leads to one address and nowhere else: for requests on connections whose Service is gone. What it is counted under
+    /// is the same for all addresses.
+    pub fn of_unknown(address: SocketAddr, runtime: &Runtime) -> Table {
+        let port = u32::from(address.port());
+        let routes = v1::ServiceRoutes {
+            ports: vec![v1::ServicePort { port, ..v1::ServicePort::default() }],
+            cluster_ips: vec![address.ip().to_string()],
+            ..v1::ServiceRoutes::default()
+        };
+        let instance = v1::Instance {
+            address: address.ip().to_string(),
+            ports: vec![v1::InstancePort { service_port: port, port }],
+            ready: true,
+            ..v1::Instance::default()
+        };
+        let mut resources = Resources::default();
+        for (kind, content) in [
+            (v1::Kind::Routes, v1::resource::Content::Routes(routes)),
+            (v1::Kind::Instances, v1::resource::Content::Instances(v1::ServiceInstances { instances: vec![instance] })),
+        ] {
+            let key = v1::ResourceKey { kind: kind.into(), name: "unknown".to_owned(), ..v1::ResourceKey::default() };
+            resources.put(v1::Resource { key: Some(key), version: String::new(), content: Some(content) });
+        }
+        Self::build(&resources, &Self::default(), runtime, None)
     }
 
     /// The Services, in order of their names.

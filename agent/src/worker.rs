@@ -1,7 +1,7 @@
 //! A worker: one thread with its own runtime, listener, connection pools, random numbers and counters. Nothing here is
 //! shared between threads but what [`Shared`] holds.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -163,6 +163,8 @@ pub struct Caller {
     pub original: Option<SocketAddr>,
     /// The address that instances see, where it is the caller's own.
     pub source: Option<Source>,
+    /// The table of its requests when no Service has that address any more.
+    pub unknown: OnceCell<TableRef>,
     /// Connections to instances that its requests may use.
     pub pool: Pool,
     /// Interim replies for it, which HTTP/1.1 takes.
@@ -179,6 +181,7 @@ impl Caller {
         Self {
             address,
             original: None,
+            unknown: OnceCell::new(),
             source: None,
             pool,
             interim: Arc::default(),

@@ -476,6 +476,24 @@ async fn a_service_that_is_opted_out_under_load_goes_the_plain_way_and_no_reques
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_that_agents_need_not_know_any_more_goes_the_plain_way_and_no_request_fails() {
+    if !can_be_made() {
+        return;
+    }
+    let scene = Scene::new().await;
+    let _agent = scene.agent(&[]).await;
+    let load = scene.load().await;
+    load.goes_on_for(100).await;
+    let mut gone = said(&scene.node, &[&scene.node.a]);
+    gone.removals = gone.upserts.drain(..2).filter_map(|resource| resource.key).collect();
+    gone.revision = 2;
+    scene.say.send(gone).unwrap();
+    wait_for("new connections go the plain way", async || scene.answers().await == "v1").await;
+    load.goes_on_for(100).await;
+    load.stop().await.all_good();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_agent_cut_off_from_its_controller_gives_connections_back_and_takes_them_again() {
     if !can_be_made() {
         return;
