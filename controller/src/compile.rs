@@ -72,8 +72,15 @@ pub fn service(world: &World, key: &ServiceKey) -> Compiled {
         name: port.name.clone(),
         protocol: routes::protocol(port).into(),
     });
-    let routes =
-        v1::ServiceRoutes { ports: ports.collect(), rules, matches, circuits, retries, ..v1::ServiceRoutes::default() };
+    let routes = v1::ServiceRoutes {
+        ports: ports.collect(),
+        rules,
+        matches,
+        circuits,
+        retries,
+        cluster_ips: service.cluster_ips.iter().map(ToString::to_string).collect(),
+        intercepted: !service.cluster_ips.is_empty() && is_opted_in(world, service),
+    };
     findings.sort();
     Compiled { routes, instances, findings, absent: present.absent() }
 }

@@ -66,6 +66,11 @@ async fn a_rule_is_ready_once_every_agent_has_it_in_force_and_each_edit_is_told(
     assert!(columns.contains("READY") && columns.contains("True"), "{columns}");
     assert!(cluster.kubectl(&["get", "-n", "shop", "switchyard"]).contains("canary-deployment"), "the category");
 
+    // By which addresses callers know it, so that their connections can be taken in.
+    let address = cluster.get("shop", "service", "my-service")["spec"]["clusterIP"].as_str().unwrap().to_owned();
+    let config = first.config().await.to_string();
+    assert!(config.contains(&address), "{address}: {config}");
+
     for weight in [30, 40, 50] {
         set_weight(&cluster, weight);
         says(&cluster, "routerule", "canary-deployment", "Ready", "True", "Ready").await;

@@ -201,3 +201,23 @@ metadata: {name: p, namespace: shop, labels: {version: old, app.kubernetes.io/ve
     assert_eq!(of_pod[0].version, "v9");
     assert!(of_pod[0].labels.is_empty(), "nobody asks for labels");
 }
+
+#[test]
+fn a_service_is_taken_in_at_its_addresses_when_it_is_opted_in() {
+    let compiled = |labels: &str, address: &str| {
+        let yaml = format!(
+            "apiVersion: v1
+kind: Service
+metadata: {{name: my-service, namespace: shop, labels: {labels}}}
+spec: {{clusterIP: {address}, ports: [{{name: http, port: 80}}]}}
+"
+        );
+        let objects = objects(&yaml);
+        let routes = service(&world(&objects), &key("shop", "my-service")).routes;
+        (routes.cluster_ips, routes.intercepted)
+    };
+    let enabled = "{switchyard.dev/mesh: enabled}";
+    assert_eq!(compiled(enabled, "10.96.0.7"), (vec!["10.96.0.7".to_owned()], true));
+    assert_eq!(compiled("{switchyard.dev/mesh: disabled}", "10.96.0.7"), (vec!["10.96.0.7".to_owned()], false));
+    assert_eq!(compiled(enabled, "None"), (Vec::new(), false));
+}
