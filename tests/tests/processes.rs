@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use http_body_util::BodyExt;
 use switchyard_tests::backend::{Backend, Server};
@@ -162,26 +161,29 @@ async fn sigterm_finishes_what_is_under_way_and_exits_zero() {
     assert_eq!((status.code(), text.as_str()), (Some(0), "done"));
 }
 
-#[test]
-fn nobody_to_listen_is_no_reason_to_stop() {
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_to_listen_is_no_reason_to_stop() {
     let state = tempfile::tempdir().unwrap();
     let state = state.path().to_str().unwrap();
-    let any = ["--http", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--state", state];
     let folder = example("canary");
     let run = ["run", "--manifests", folder.to_str().unwrap()];
+    // Where it listens it cannot say, so that is chosen here.
+    let free = std::net::TcpListener::bind(ANY).unwrap().local_addr().unwrap();
+    let here = free.to_string();
+    let both = ["--http", ANY, "--state", state, "--admin", here.as_str()];
     let commands = [
-        ("switchyard", [&run[..], &any].concat()),
-        ("switchyard", vec!["sample", "--listen", "127.0.0.1:0"]),
-        ("switchyard-agent", [&["--controller", "127.0.0.1:9"], &any[..]].concat()),
+        ("switchyard", [&run[..], &both].concat()),
+        ("switchyard", vec!["sample", "--listen", here.as_str()]),
+        ("switchyard-agent", [&["--controller", "127.0.0.1:9"], &both[..]].concat()),
     ];
     for (name, args) in commands {
         let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
         let mut command = std::process::Command::new(binary(name));
         let mut process = command.args(&args).stdout(full).stderr(std::process::Stdio::null()).spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(500));
-        let ended = process.try_wait().unwrap();
-        process.kill().unwrap();
-        process.wait().unwrap();
-        assert_eq!(ended, None, "{name} {args:?}");
+        wait_for("it serves", async || tokio::net::TcpStream::connect(free).await.is_ok()).await;
+        let kill = format!("kill -TERM {}", process.id());
+        assert!(std::process::Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+        let status = process.wait().unwrap();
+        assert_ne!(status.code(), Some(101), "{name} {args:?} panicked");
     }
 }
