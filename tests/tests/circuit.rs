@@ -326,9 +326,16 @@ async fn a_probe_that_goes_on_and_on_is_no_obstacle() {
     let mut failing = Connection::http1(switchyard.http).await.unwrap();
     drop(failing.send(request(Method::GET, HOST, "/fail", full(""))).await.unwrap());
     assert_eq!(switchyard.circuit(instance.address).await.as_deref(), Some("open"));
-    let mut probing = Connection::http1(switchyard.http).await.unwrap();
-    let probe = in_time("the probe's head", probing.send(get_request(HOST, "/"))).await.unwrap();
-    assert_eq!(probe.status(), 200);
+    // A millisecond may not be over yet.
+    let mut probe = None;
+    wait_for("the probe passes", async || {
+        let mut probing = Connection::http1(switchyard.http).await.unwrap();
+        let reply = in_time("the probe's head", probing.send(get_request(HOST, "/"))).await.unwrap();
+        let passes = reply.status() == 200;
+        probe = passes.then_some((probing, reply));
+        passes
+    })
+    .await;
     assert_eq!(switchyard.circuit(instance.address).await.as_deref(), Some("half-open"));
     switchyard.circuit_is(instance.address, "closed").await;
     drop(probe);
