@@ -6,6 +6,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tonic_prost_build::configure()
         // Sorted maps: the same content encodes to the same bytes, and so has the same version.
         .btree_map(".")
+        // Shared between all agents that are sent the same.
+        .bytes(".switchyard.v1.Update.upserts")
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -433,22 +433,13 @@ fn configuration(instance: SocketAddr) -> v1::Update {
         ready: true,
         ..Default::default()
     });
-    v1::Update {
-        revision: 1,
-        upserts: vec![
-            v1::Resource {
-                key: key(v1::Kind::Routes),
-                version: "1".into(),
-                content: Some(v1::resource::Content::Routes(routes)),
-            },
-            v1::Resource {
-                key: key(v1::Kind::Instances),
-                version: "1".into(),
-                content: Some(v1::resource::Content::Instances(v1::ServiceInstances { instances: instances.into() })),
-            },
-        ],
-        removals: Vec::new(),
-    }
+    let resource = |kind, content| v1::Resource { key: key(kind), version: "1".into(), content: Some(content) };
+    let instances = v1::ServiceInstances { instances: instances.into() };
+    let resources = [
+        resource(v1::Kind::Routes, v1::resource::Content::Routes(routes)),
+        resource(v1::Kind::Instances, v1::resource::Content::Instances(instances)),
+    ];
+    v1::Update::of(1, resources)
 }
 
 // ------------------------------------------------------------------------------------------------ the plain proxy

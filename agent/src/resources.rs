@@ -58,10 +58,14 @@ impl Resources {
                 self.held.remove(&key);
             }
         }
-        for resource in update.upserts {
-            match Self::check(&resource) {
-                Ok(()) => self.put(resource),
-                Err(message) => errors.push(v1::ResourceError { key: resource.key, message }),
+        for resource in update.resources() {
+            let (key, checked) = match resource {
+                Ok(resource) => (resource.key.clone(), Self::check(&resource).map(|()| resource)),
+                Err(error) => (None, Err(error.to_string())),
+            };
+            match checked {
+                Ok(resource) => self.put(resource),
+                Err(message) => errors.push(v1::ResourceError { key, message }),
             }
         }
         errors

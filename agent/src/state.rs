@@ -69,11 +69,7 @@ impl StateFile {
 }
 
 fn encode(resources: &Resources) -> Vec<u8> {
-    let update = v1::Update {
-        revision: resources.revision,
-        upserts: resources.all().map(|(_, resource)| resource.clone()).collect(),
-        removals: Vec::new(),
-    };
+    let update = v1::Update::of(resources.revision, resources.all().map(|(_, resource)| resource.clone()));
     let content = update.encode_to_vec();
     let mut bytes = Vec::with_capacity(HEADER + content.len());
     bytes.extend_from_slice(MARK);

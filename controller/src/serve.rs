@@ -17,7 +17,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::run::Report;
-use crate::snapshot::{Held, Key, Snapshot};
+use crate::snapshot::{Base, Delta, Key, Snapshot};
 
 /// What the controller tells of itself over HTTP.
 pub mod admin;
@@ -115,8 +115,7 @@ async fn converse(
     loop {
         let newest = published.borrow_and_update().clone();
         if let Some(update) = newest.and_then(|newest| conversation.next(&newest)) {
-            agents.counters.updates_sent.inc();
-            agents.counters.resources_sent.inc_by(update.upserts.len() as u64);
+            agents.counters.sent(&update);
             if updates.send(Ok(update)).await.is_err() {
                 return Ok(());
             }
@@ -156,9 +155,8 @@ fn answer(answer: Answer, agent: &Connected, on_report: &OnReport) {
 pub struct Conversation {
     /// Whose agent it is.
     node: String,
-    held: Held,
-    /// The last revision that was sent.
-    sent: Option<u64>,
+    /// What the agent has, or was sent; what it has rejected too, for the same again would be rejected again.
+    base: Base,
     /// The update that has not been answered yet: its revision, and what it was about.
     under_way: Option<(u64, Vec<Key>)>,
 }
@@ -196,21 +194,18 @@ impl Conversation {
             let key = held.key.and_then(Key::from_wire);
             key.map(|key| (key, held.version)).ok_or_else(|| Status::invalid_argument("Hello names no resource"))
         });
-        Ok(Self { node: hello.node, held: held.collect::<Result<_, _>>()?, ..Self::default() })
+        Ok(Self { node: hello.node, base: Base::Held(held.collect::<Result<_, _>>()?), under_way: None })
     }
 
     /// The update to send now: none while one is under way or the agent has the newest. The first may be empty, so that
     /// the agent's answer tells what is in force there.
-    pub fn next(&mut self, newest: &Snapshot) -> Option<v1::Update> {
-        if self.under_way.is_some() || self.sent == Some(newest.revision()) {
+    pub fn next(&mut self, newest: &Arc<Snapshot>) -> Option<v1::Update> {
+        let has_newest = matches!(&self.base, Base::Sent(sent) if sent.revision() == newest.revision());
+        if self.under_way.is_some() || has_newest {
             return None;
         }
-        let update = newest.delta(&self.node, &self.held);
-        let upserts = update.upserts.iter().filter_map(|resource| resource.key.clone());
-        let about = upserts.chain(update.removals.iter().cloned()).filter_map(Key::from_wire).collect();
-        // Also of what the agent may reject: the same again would be rejected again.
-        self.held = newest.held(&self.node);
-        self.sent = Some(update.revision);
+        let Delta { update, about } = newest.delta(&self.node, &self.base);
+        self.base = Base::Sent(newest.clone());
         self.under_way = Some((update.revision, about));
         Some(update)
     }

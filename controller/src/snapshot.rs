@@ -3,11 +3,15 @@
 //! A resource's version is a hash of its encoded content: equal content has equal versions at every controller and after
 //! every restart, so an agent that comes back gets the difference only. Applying each delta in turn, whatever was missed
 //! between, ends with exactly the snapshot (`deltas_always_end_with_the_whole_snapshot`).
+//!
+//! A resource is encoded once, when it changes, and its bytes go to all agents. What an agent lacks is looked for among what has changed
+//! since it was last sent something, not among everything there is: a change costs each agent what the change is worth.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 use switchyard_proto::v1;
@@ -30,12 +34,50 @@ pub type Routes = BTreeMap<ServiceKey, (String, u64)>;
 /// The resources that an agent holds, by version.
 pub type Held = BTreeMap<Key, String>;
 
+/// How many revisions back it is known what has changed since; an agent that is further behind is compared with everything.
+const REMEMBERED: usize = 256;
+
+/// What an agent has, as far as it is known here.
+#[derive(Debug)]
+pub enum Base {
+    /// What it said that it holds.
+    Held(Held),
+    /// What it was sent last.
+    Sent(Arc<Snapshot>),
+}
+
+impl Default for Base {
+    fn default() -> Self {
+        Self::Held(Held::new())
+    }
+}
+
+/// An update, and the resources that it is about.
+#[derive(Debug, PartialEq)]
+pub struct Delta {
+    /// As it is sent.
+    pub update: v1::Update,
+    /// What is in it, and what it takes away.
+    pub about: Vec<Key>,
+}
+
+/// A resource, and what is sent of it.
+#[derive(Debug)]
+struct Published {
+    resource: v1::Resource,
+    encoded: Bytes,
+}
+
 /// The compiled configuration of all Services at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     revision: u64,
     routes: Arc<Routes>,
-    resources: BTreeMap<Key, Arc<v1::Resource>>,
+    resources: BTreeMap<Key, Arc<Published>>,
+    /// What has changed with each of the last revisions, the newest at the end.
+    changes: VecDeque<Arc<BTreeSet<Key>>>,
+    /// What has changed since the last one.
+    changing: BTreeSet<Key>,
 }
 
 impl Key {
@@ -82,7 +124,7 @@ impl Snapshot {
 
     /// The resources by key.
     pub fn resources(&self) -> impl Iterator<Item = (&Key, &v1::Resource)> {
-        self.resources.iter().map(|(key, resource)| (key, resource.as_ref()))
+        self.resources.iter().map(|(key, published)| (key, &published.resource))
     }
 
     /// Takes in a Service as it is compiled now; whether that is a change.
@@ -98,22 +140,32 @@ impl Snapshot {
         let service = ServiceKey { namespace: String::new(), name: node.to_owned() };
         let key = Key { service, kind: v1::Kind::Workloads };
         if workloads.workloads.is_empty() {
-            return self.resources.remove(&key).is_some();
+            return self.take(key);
         }
         self.put(key, &workloads.encode_to_vec(), Content::Workloads(workloads))
     }
 
     fn put(&mut self, key: Key, encoded: &[u8], content: Content) -> bool {
         let version = version(encoded);
-        if self.resources.get(&key).is_some_and(|held| held.version == version) {
+        if self.version(&key) == Some(&version) {
             return false;
         }
         if key.kind == v1::Kind::Routes {
             Arc::make_mut(&mut self.routes).insert(key.service.clone(), (version.clone(), self.revision + 1));
         }
         let resource = v1::Resource { key: Some(key.to_wire()), version, content: Some(content) };
-        self.resources.insert(key, Arc::new(resource));
+        let encoded = resource.encode_to_vec().into();
+        self.changing.insert(key.clone());
+        self.resources.insert(key, Arc::new(Published { resource, encoded }));
         true
+    }
+
+    fn take(&mut self, key: Key) -> bool {
+        let is_change = self.resources.remove(&key).is_some();
+        if is_change {
+            self.changing.insert(key);
+        }
+        is_change
     }
 
     /// Forgets a Service; whether that is a change.
@@ -122,41 +174,69 @@ impl Snapshot {
             Arc::make_mut(&mut self.routes).remove(service);
         }
         let kinds = [v1::Kind::Routes, v1::Kind::Instances];
-        let removed = kinds.map(|kind| self.resources.remove(&Key { service: service.clone(), kind }));
-        removed.iter().any(Option::is_some)
+        let removed = kinds.map(|kind| self.take(Key { service: service.clone(), kind }));
+        removed.contains(&true)
     }
 
     /// Makes it the next revision.
     pub fn advance(&mut self) {
         self.revision += 1;
+        self.changes.push_back(Arc::new(std::mem::take(&mut self.changing)));
+        if self.changes.len() > REMEMBERED {
+            self.changes.pop_front();
+        }
     }
 
     /// A resource.
     pub fn get(&self, key: &Key) -> Option<&v1::Resource> {
-        self.resources.get(key).map(Arc::as_ref)
+        self.resources.get(key).map(|published| &published.resource)
     }
 
-    /// The resources that the agent of a node is given: all, but of the workloads only those on its own node.
-    fn of_node<'a>(&'a self, node: &str) -> impl Iterator<Item = (&'a Key, &'a Arc<v1::Resource>)> {
-        self.resources.iter().filter(move |(key, _)| key.kind != v1::Kind::Workloads || key.service.name == node)
+    fn version(&self, key: &Key) -> Option<&String> {
+        self.resources.get(key).map(|published| &published.resource.version)
     }
 
-    /// What the agent of a node that holds this lacks, and what it holds for nothing.
-    pub fn delta(&self, node: &str, held: &Held) -> v1::Update {
-        let lacks = self.of_node(node).filter(|(key, resource)| held.get(*key) != Some(&resource.version));
-        let is_given = |key: &Key| key.kind != v1::Kind::Workloads || key.service.name == node;
-        let surplus = held.keys().filter(|key| !self.resources.contains_key(*key) || !is_given(key));
-        v1::Update {
-            revision: self.revision,
-            upserts: lacks.map(|(_, resource)| v1::Resource::clone(resource)).collect(),
-            removals: surplus.map(Key::to_wire).collect(),
+    /// What the agent of a node lacks, and what it holds for nothing.
+    pub fn delta(&self, node: &str, base: &Base) -> Delta {
+        match base {
+            Base::Held(held) => {
+                let all = self.resources.keys().chain(held.keys()).collect();
+                self.difference(node, all, |key| held.get(key))
+            }
+            Base::Sent(sent) => {
+                let behind = usize::try_from(self.revision.saturating_sub(sent.revision)).unwrap_or(usize::MAX);
+                let keys = match self.changes.len().checked_sub(behind) {
+                    Some(known) => self.changes.range(known..).flat_map(|changed| changed.iter()).collect(),
+                    None => self.resources.keys().chain(sent.resources.keys()).collect(),
+                };
+                self.difference(node, keys, |key| sent.version(key).filter(|_| is_given(key, node)))
+            }
         }
     }
 
-    /// What the agent of a node holds that has all of it.
-    pub fn held(&self, node: &str) -> Held {
-        self.of_node(node).map(|(key, resource)| (key.clone(), resource.version.clone())).collect()
+    /// What of these keys is another than what the agent has.
+    fn difference<'a>(&self, node: &str, keys: BTreeSet<&Key>, has: impl Fn(&Key) -> Option<&'a String>) -> Delta {
+        let mut update = v1::Update { revision: self.revision, ..v1::Update::default() };
+        let mut about = Vec::new();
+        for key in keys {
+            let published = self.resources.get(key).filter(|_| is_given(key, node));
+            match (published, has(key)) {
+                (Some(published), had) if had != Some(&published.resource.version) => {
+                    // The bytes are shared.
+                    update.upserts.push(published.encoded.clone());
+                }
+                (None, Some(_)) => update.removals.push(key.to_wire()),
+                _ => continue,
+            }
+            about.push(key.clone());
+        }
+        Delta { update, about }
     }
+}
+
+/// Whether the agent of a node is given a resource: all, but of the workloads only those on its own node.
+fn is_given(key: &Key, node: &str) -> bool {
+    key.kind != v1::Kind::Workloads || key.service.name == node
 }
 
 /// The first 64 bits of SHA-256, as 16 hexadecimal digits.

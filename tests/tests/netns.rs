@@ -98,15 +98,19 @@ fn said(node: &Node, callers: &[&Pod]) -> v1::Update {
     use v1::resource::Content;
     let instances = Content::Instances(v1::ServiceInstances { instances: instances.collect() });
     let workloads = Content::Workloads(v1::LocalWorkloads { workloads: callers.iter().map(workload).collect() });
-    v1::Update {
-        revision: 1,
-        upserts: vec![
-            resource(v1::Kind::Routes, "shop", "my-service", Content::Routes(routes)),
-            resource(v1::Kind::Instances, "shop", "my-service", instances),
-            resource(v1::Kind::Workloads, "", "n1", workloads),
-        ],
-        removals: Vec::new(),
-    }
+    let resources = [
+        resource(v1::Kind::Routes, "shop", "my-service", Content::Routes(routes)),
+        resource(v1::Kind::Instances, "shop", "my-service", instances),
+        resource(v1::Kind::Workloads, "", "n1", workloads),
+    ];
+    v1::Update::of(1, resources)
+}
+
+/// The same update, with its resources changed.
+fn changed(update: v1::Update, change: impl FnOnce(&mut Vec<v1::Resource>)) -> v1::Update {
+    let mut resources: Vec<_> = update.resources().collect::<Result<_, _>>().unwrap();
+    change(&mut resources);
+    v1::Update { removals: update.removals, ..v1::Update::of(update.revision, resources) }
 }
 
 /// Nothing is there that was not there, and the other way round.
@@ -402,9 +406,8 @@ async fn what_is_not_http_is_carried_and_a_server_may_speak_first() {
 
     // On a port that does not say what it speaks; and a connection that cannot be made is counted in the circuit.
     let address = SocketAddr::new(ip(IN[0]), 81);
-    let greeted = |update: v1::Update| {
-        let mut update = update;
-        for resource in &mut update.upserts {
+    let greeted = changed(said(&scene.node, &[a]), |resources| {
+        for resource in resources {
             if let Some(v1::resource::Content::Instances(instances)) = &mut resource.content {
                 instances.instances.iter_mut().flat_map(|i| &mut i.ports).for_each(|port| {
                     port.port = if port.service_port == 81 { 3306 } else { 9 };
@@ -412,10 +415,8 @@ async fn what_is_not_http_is_carried_and_a_server_may_speak_first() {
             }
             resource.version.push('2');
         }
-        update.revision = 2;
-        update
-    };
-    scene.say.send(greeted(said(&scene.node, &[a]))).unwrap();
+    });
+    scene.say.send(v1::Update { revision: 2, ..greeted }).unwrap();
     wait_for("the change is in force", async || agent.metric("switchyard_config_revision", &[]).await == 2.0).await;
     let hello = a.space.run(in_time("a greeting", async move {
         let mut stream = TcpStream::connect(address).await.unwrap();
@@ -463,12 +464,14 @@ async fn a_service_that_is_opted_out_under_load_goes_the_plain_way_and_no_reques
     let _agent = scene.agent(&[]).await;
     let load = scene.load().await;
     load.goes_on_for(100).await;
-    let mut out = said(&scene.node, &[&scene.node.a]);
-    let Some(v1::resource::Content::Routes(routes)) = &mut out.upserts[0].content else { panic!("routes come first") };
-    routes.intercepted = false;
-    out.upserts[0].version.push('2');
-    out.revision = 2;
-    scene.say.send(out).unwrap();
+    let out = changed(said(&scene.node, &[&scene.node.a]), |resources| {
+        let Some(v1::resource::Content::Routes(routes)) = &mut resources[0].content else {
+            panic!("routes come first")
+        };
+        routes.intercepted = false;
+        resources[0].version.push('2');
+    });
+    scene.say.send(v1::Update { revision: 2, ..out }).unwrap();
     wait_for("new connections go the plain way", async || scene.answers().await == "v1").await;
     load.goes_on_for(100).await;
     load.stop().await.all_good();
@@ -484,10 +487,11 @@ async fn a_service_that_agents_need_not_know_any_more_goes_the_plain_way_and_no_
     let _agent = scene.agent(&[]).await;
     let load = scene.load().await;
     load.goes_on_for(100).await;
-    let mut gone = said(&scene.node, &[&scene.node.a]);
-    gone.removals = gone.upserts.drain(..2).filter_map(|resource| resource.key).collect();
-    gone.revision = 2;
-    scene.say.send(gone).unwrap();
+    let mut removals = Vec::new();
+    let gone = changed(said(&scene.node, &[&scene.node.a]), |resources| {
+        removals = resources.drain(..2).filter_map(|resource| resource.key).collect();
+    });
+    scene.say.send(v1::Update { revision: 2, removals, ..gone }).unwrap();
     wait_for("new connections go the plain way", async || scene.answers().await == "v1").await;
     load.goes_on_for(100).await;
     load.stop().await.all_good();

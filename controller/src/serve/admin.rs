@@ -92,6 +92,7 @@ fn registry(handle: &Handle) -> Registry {
     let counters = &handle.agents().counters;
     registry.register("updates_sent", "Updates sent to agents", counters.updates_sent.clone());
     registry.register("resources_sent", "Resources sent to agents", counters.resources_sent.clone());
+    registry.register("bytes_sent", "Bytes of updates sent to agents", counters.bytes_sent.clone());
     registry.register("resources_rejected", "Resources that agents could not use", counters.resources_rejected.clone());
     registry.register("agents_refused", "Streams that were refused, by reason", handle.agents().refusals.family());
     let agents = handle.agents().all();

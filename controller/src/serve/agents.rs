@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prometheus_client::metrics::counter::Counter;
+use prost::Message as _;
 use switchyard_crds::circuit_policy::CircuitStatus;
 use switchyard_proto::v1;
 use tokio::sync::watch;
@@ -48,6 +49,8 @@ pub struct Counters {
     pub updates_sent: Counter,
     /// Resources in them.
     pub resources_sent: Counter,
+    /// Bytes of them.
+    pub bytes_sent: Counter,
     /// Resources that agents could not use.
     pub resources_rejected: Counter,
 }
@@ -95,6 +98,15 @@ pub struct Connected {
     agents: Arc<Agents>,
     stream: u64,
     node: String,
+}
+
+impl Counters {
+    /// An update goes out.
+    pub fn sent(&self, update: &v1::Update) {
+        self.updates_sent.inc();
+        self.resources_sent.inc_by(update.upserts.len() as u64);
+        self.bytes_sent.inc_by(update.encoded_len() as u64);
+    }
 }
 
 impl Agents {

@@ -2,14 +2,27 @@
 
 use super::*;
 use crate::samples::key;
+use crate::snapshot::Held;
 
-fn snapshot(services: &[&str]) -> Snapshot {
+fn snapshot(services: &[&str]) -> Arc<Snapshot> {
     let mut snapshot = Snapshot::default();
     for name in services {
         snapshot.set(&key("shop", name), v1::ServiceRoutes::default(), v1::ServiceInstances::default());
     }
     snapshot.advance();
-    snapshot
+    Arc::new(snapshot)
+}
+
+fn held(snapshot: &Snapshot) -> Held {
+    snapshot.resources().map(|(key, resource)| (key.clone(), resource.version.clone())).collect()
+}
+
+fn names(keys: Vec<v1::ResourceKey>) -> Vec<String> {
+    keys.into_iter().map(|key| key.name).collect()
+}
+
+fn brings(update: &v1::Update) -> Vec<v1::ResourceKey> {
+    update.resources().filter_map(|resource| resource.unwrap().key).collect()
 }
 
 fn hello(held: Held) -> v1::Hello {
@@ -27,7 +40,7 @@ fn ack(revision: u64) -> v1::AgentMessage {
 #[test]
 fn an_agent_that_has_everything_gets_an_empty_update_to_acknowledge() {
     let newest = snapshot(&["a", "b"]);
-    let mut conversation = Conversation::new(hello(newest.held("n"))).unwrap();
+    let mut conversation = Conversation::new(hello(held(&newest))).unwrap();
     let update = conversation.next(&newest).unwrap();
     assert_eq!((update.revision, update.upserts.len(), update.removals.len()), (1, 0, 0));
 }
@@ -36,10 +49,9 @@ fn an_agent_that_has_everything_gets_an_empty_update_to_acknowledge() {
 fn an_agent_that_comes_back_gets_the_difference_only() {
     let before = snapshot(&["a", "b"]);
     let now = snapshot(&["b", "c"]);
-    let mut conversation = Conversation::new(hello(before.held("n"))).unwrap();
+    let mut conversation = Conversation::new(hello(held(&before))).unwrap();
     let update = conversation.next(&now).unwrap();
-    let names = |keys: Vec<v1::ResourceKey>| keys.into_iter().map(|key| key.name).collect::<Vec<_>>();
-    assert_eq!(names(update.upserts.into_iter().filter_map(|resource| resource.key).collect()), ["c", "c"]);
+    assert_eq!(names(brings(&update)), ["c", "c"]);
     assert_eq!(names(update.removals), ["a", "a"]);
 }
 
@@ -49,8 +61,9 @@ fn a_slow_agent_gets_the_newest_state_and_not_a_queue() {
     let mut conversation = Conversation::new(hello(Held::new())).unwrap();
     assert_eq!(conversation.next(&newest).unwrap().revision, 1);
     for name in ["b", "c", "d"] {
-        newest.set(&key("shop", name), v1::ServiceRoutes::default(), v1::ServiceInstances::default());
-        newest.advance();
+        let next = Arc::make_mut(&mut newest);
+        next.set(&key("shop", name), v1::ServiceRoutes::default(), v1::ServiceInstances::default());
+        next.advance();
         assert_eq!(conversation.next(&newest), None, "one is under way");
     }
     assert!(matches!(conversation.take(ack(1)), Ok(Answer::Acked { revision: 1, .. })));
@@ -65,10 +78,10 @@ fn what_was_rejected_is_not_sent_again_until_it_changes() {
     let mut newest = snapshot(&["a"]);
     let mut conversation = Conversation::new(hello(Held::new())).unwrap();
     let update = conversation.next(&newest).unwrap();
-    let errors = vec![v1::ResourceError { key: update.upserts[0].key.clone(), message: "no".to_owned() }];
+    let errors = vec![v1::ResourceError { key: brings(&update).pop(), message: "no".to_owned() }];
     let reject = v1::AgentMessage { message: Some(Message::Reject(v1::Reject { revision: 1, errors })) };
     assert!(matches!(conversation.take(reject), Ok(Answer::Rejected { revision: 1, .. })));
-    newest.advance();
+    Arc::make_mut(&mut newest).advance();
     assert_eq!(conversation.next(&newest).unwrap().upserts.len(), 0);
 }
 

@@ -15,6 +15,8 @@ enum Step {
     Remove(u8),
     /// The agent gets a delta.
     Deliver,
+    /// There is a new revision, which the agent does not get.
+    Publish,
     /// The agent comes back to a controller that has started anew and knows only the objects.
     Restart,
 }
@@ -24,6 +26,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0u8..4, 0u8..3).prop_map(|(service, content)| Step::Set(service, content)),
         2 => (0u8..4).prop_map(Step::Remove),
         3 => Just(Step::Deliver),
+        2 => Just(Step::Publish),
         1 => Just(Step::Restart),
     ]
 }
@@ -35,11 +38,13 @@ fn content(content: u8) -> (v1::ServiceRoutes, v1::ServiceInstances) {
     (routes, v1::ServiceInstances { instances: vec![instance] })
 }
 
-fn apply(agent: &mut BTreeMap<Key, v1::Resource>, update: v1::Update) {
+fn apply(agent: &mut BTreeMap<Key, v1::Resource>, Delta { update, about }: Delta) {
+    assert_eq!(about.len(), update.upserts.len() + update.removals.len());
     for removed in update.removals {
         assert!(agent.remove(&Key::from_wire(removed).unwrap()).is_some(), "only what is held is taken away");
     }
-    for resource in update.upserts {
+    for encoded in update.upserts {
+        let resource = v1::Resource::decode(encoded).unwrap();
         let key = Key::from_wire(resource.key.clone().unwrap()).unwrap();
         let before = agent.insert(key, resource.clone());
         assert_ne!(before.map(|before| before.version), Some(resource.version), "nothing is sent twice");
@@ -51,6 +56,7 @@ proptest! {
     fn deltas_always_end_with_the_whole_snapshot(steps in vec(step(), 0..40)) {
         let mut snapshot = Snapshot::default();
         let mut agent: BTreeMap<Key, v1::Resource> = BTreeMap::new();
+        let mut base = Base::default();
         for step in steps.into_iter().chain([Step::Deliver]) {
             match step {
                 Step::Set(service, number) => {
@@ -63,16 +69,18 @@ proptest! {
                     snapshot.remove(&key("shop", &service.to_string()));
                 }
                 Step::Deliver => {
-                    let held: Held = agent.iter().map(|(key, r)| (key.clone(), r.version.clone())).collect();
-                    apply(&mut agent, snapshot.delta("n", &held));
+                    snapshot.advance();
+                    apply(&mut agent, snapshot.delta("n", &base));
+                    base = Base::Sent(Arc::new(snapshot.clone()));
                     let whole: BTreeMap<_, _> = snapshot.resources().map(|(k, r)| (k.clone(), r.clone())).collect();
                     prop_assert_eq!(&agent, &whole);
-                    prop_assert_eq!(snapshot.delta("n", &snapshot.held("n")).upserts.len(), 0);
+                    prop_assert_eq!(snapshot.delta("n", &base).about.len(), 0);
                 }
+                Step::Publish => snapshot.advance(),
                 Step::Restart => {
                     let mut fresh = Snapshot::default();
                     for key in snapshot.resources().map(|(key, _)| key.service.clone()).collect::<Vec<_>>() {
-                        let part = |kind| snapshot.resources[&Key { service: key.clone(), kind }].content.clone();
+                        let part = |kind| snapshot.get(&Key { service: key.clone(), kind }).unwrap().content.clone();
                         let (Some(Content::Routes(routes)), Some(Content::Instances(instances))) =
                             (part(v1::Kind::Routes), part(v1::Kind::Instances))
                         else {
@@ -81,8 +89,51 @@ proptest! {
                         fresh.set(&key, routes, instances);
                     }
                     snapshot = fresh;
+                    base = Base::Held(agent.iter().map(|(key, r)| (key.clone(), r.version.clone())).collect());
                 }
             }
         }
     }
+}
+
+#[test]
+fn who_is_further_behind_than_is_remembered_is_compared_with_everything() {
+    let mut snapshot = Snapshot::default();
+    let service = |number: usize| key("shop", &number.to_string());
+    let (routes, instances) = content(0);
+    snapshot.set(&service(0), routes.clone(), instances.clone());
+    snapshot.set(&service(1), routes, instances);
+    snapshot.advance();
+    let mut agent = BTreeMap::new();
+    apply(&mut agent, snapshot.delta("n", &Base::default()));
+    let base = Base::Sent(Arc::new(snapshot.clone()));
+    snapshot.remove(&service(0));
+    for number in 2..REMEMBERED + 10 {
+        let (routes, instances) = content(1);
+        snapshot.set(&service(number), routes, instances);
+        snapshot.advance();
+    }
+    apply(&mut agent, snapshot.delta("n", &base));
+    let whole: BTreeMap<_, _> = snapshot.resources().map(|(k, r)| (k.clone(), r.clone())).collect();
+    assert_eq!(agent, whole);
+}
+
+#[test]
+fn workloads_go_to_the_agent_of_their_node_and_leave_with_the_last_of_them() {
+    let on = |name: &str| v1::LocalWorkloads {
+        workloads: vec![v1::Workload { name: name.to_owned(), ..Default::default() }],
+    };
+    let mut snapshot = Snapshot::default();
+    snapshot.set_node("n", on("a"));
+    snapshot.set_node("m", on("b"));
+    snapshot.advance();
+    let mut agent = BTreeMap::new();
+    apply(&mut agent, snapshot.delta("n", &Base::default()));
+    assert_eq!(agent.keys().map(|key| key.service.name.as_str()).collect::<Vec<_>>(), ["n"]);
+    let base = Base::Sent(Arc::new(snapshot.clone()));
+    snapshot.set_node("n", v1::LocalWorkloads::default());
+    snapshot.set_node("m", v1::LocalWorkloads::default());
+    snapshot.advance();
+    apply(&mut agent, snapshot.delta("n", &base));
+    assert!(agent.is_empty());
 }

@@ -123,11 +123,11 @@ impl Agent {
 
 fn held(update: &v1::Update) -> Vec<v1::Held> {
     let held = |resource: &v1::Resource| v1::Held { key: resource.key.clone(), version: resource.version.clone() };
-    update.upserts.iter().map(held).collect()
+    update.resources().map(|resource| held(&resource.unwrap())).collect()
 }
 
 fn weight(update: &v1::Update) -> Option<u32> {
-    update.upserts.iter().find_map(|resource| match &resource.content {
+    update.resources().find_map(|resource| match resource.unwrap().content {
         Some(v1::resource::Content::Routes(routes)) => Some(routes.rules.first()?.destinations.first()?.weight),
         _ => None,
     })
@@ -270,7 +270,7 @@ async fn what_an_agent_rejects_is_told() {
     let mut controller = Running::over(folder.path(), None).await;
     let mut agent = Agent::greet(&controller.address, Vec::new()).await;
     let first = agent.update().await.unwrap();
-    let errors = vec![v1::ResourceError { key: first.upserts[0].key.clone(), message: "cannot be".to_owned() }];
+    let errors = vec![v1::ResourceError { key: held(&first).remove(0).key, message: "cannot be".to_owned() }];
     agent.say(Message::Reject(v1::Reject { revision: first.revision, errors })).await;
     let rejected = controller.report(|report| matches!(report, Report::Rejected { .. })).await;
     let Report::Rejected { node, message, .. } = rejected else { unreachable!() };
