@@ -20,6 +20,10 @@ use tracing_subscriber::EnvFilter;
 /// The controller of a cluster.
 mod cluster;
 
+/// Gives back what a hundred agents that come at once have needed for a moment.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Compiles RouteRules, CircuitPolicies and RetryPolicies for the agents, and tells them of every change.
 ///
 /// The objects are a cluster's (--kubernetes), or those of a folder (--manifests): RouteRule, CircuitPolicy, RetryPolicy, Service,

@@ -85,7 +85,8 @@ pub fn status(
         .get("conditions")
         .and_then(|conditions| serde_json::from_value(conditions.clone()).ok())
         .unwrap_or_default();
-    let words = words(standing, in_force);
+    let lacking = in_force.lacking(standing);
+    let words = words(standing, in_force, &lacking);
     let conditions: Vec<Condition> = words
         .into_iter()
         .map(|(kind, status, reason, message)| {
@@ -101,7 +102,7 @@ pub fn status(
         })
         .collect();
     let count = AgentCount {
-        programmed: u32::try_from(in_force.having(standing).count()).unwrap_or(u32::MAX),
+        programmed: u32::try_from(in_force.agents.len() - lacking.len()).unwrap_or(u32::MAX),
         total: u32::try_from(in_force.agents.len()).unwrap_or(u32::MAX),
     };
     let mut status = json!({
@@ -119,23 +120,37 @@ pub fn status(
 }
 
 impl InForce {
-    fn having<'a>(&'a self, standing: &'a Standing) -> impl Iterator<Item = &'a AgentView> {
-        self.agents.iter().filter(|agent| self.has_it(agent, standing))
+    /// The agents that do not have it in force.
+    pub(crate) fn lacking<'a>(&'a self, standing: &Standing) -> Vec<&'a AgentView> {
+        if !is_current(standing) || !standing.is_compiled {
+            return self.agents.iter().collect();
+        }
+        let refuses = |(service, _): &(ServiceKey, String)| standing.services.contains(service);
+        // All agents of a controller share what it has published, so that is looked into once and not for each of them.
+        let mut last: Option<(&Arc<Routes>, Option<u64>)> = None;
+        let mut lacks = |agent: &'a AgentView| {
+            let since = match last {
+                Some((published, since)) if Arc::ptr_eq(published, &agent.published) => since,
+                _ => self.since(&agent.published, standing),
+            };
+            last = Some((&agent.published, since));
+            agent.revision == 0
+                || since.is_none_or(|since| agent.revision < since)
+                || agent.rejected.iter().any(refuses)
+        };
+        self.agents.iter().filter(move |agent| lacks(agent)).collect()
     }
 
-    fn has_it(&self, agent: &AgentView, standing: &Standing) -> bool {
-        let has = |service: &ServiceKey| match (self.published.get(service), agent.published.get(service)) {
-            (Some((wanted, _)), Some((version, since))) => version == wanted && agent.revision >= *since,
+    /// The revision of the controller that publishes this from which on its agents have what is to be in force; none: they do not get it yet.
+    fn since(&self, published: &Routes, standing: &Standing) -> Option<u64> {
+        let mut all = 0;
+        for service in &standing.services {
             // There is no such Service, or it is not opted in: nothing of it is for agents.
-            (None, _) => true,
-            (Some(_), None) => false,
-        };
-        let refuses = |(service, _): &(ServiceKey, String)| standing.services.contains(service);
-        is_current(standing)
-            && standing.is_compiled
-            && agent.revision > 0
-            && standing.services.iter().all(has)
-            && !agent.rejected.iter().any(refuses)
+            let Some((wanted, _)) = self.published.get(service) else { continue };
+            let (_, since) = published.get(service).filter(|(version, _)| version == wanted)?;
+            all = all.max(*since);
+        }
+        Some(all)
     }
 }
 
@@ -147,11 +162,11 @@ fn is_current(standing: &Standing) -> bool {
 type Words = (&'static str, &'static str, &'static str, String);
 
 /// What is to be said, condition by condition.
-fn words(standing: &Standing, in_force: &InForce) -> Vec<Words> {
+fn words(standing: &Standing, in_force: &InForce, lacking: &[&AgentView]) -> Vec<Words> {
     let accepted = accepted(standing);
     let resolved = resolved(standing);
     let conflicted = conflicted(standing);
-    let programmed = programmed(standing, in_force);
+    let programmed = programmed(standing, in_force, lacking);
     let ready = [&accepted, &resolved, &programmed].into_iter().find(|word| word.1 != "True");
     let ready = ready.or((conflicted.1 == "True").then_some(&conflicted));
     let ready = match ready {
@@ -206,7 +221,7 @@ fn conflicted(standing: &Standing) -> Words {
     ("Conflicted", "False", "NoConflict", "no other object wants the same".to_owned())
 }
 
-fn programmed(standing: &Standing, in_force: &InForce) -> Words {
+fn programmed(standing: &Standing, in_force: &InForce, lacking: &[&AgentView]) -> Words {
     let agents = &in_force.agents;
     let no = |reason, message| ("Programmed", "False", reason, message);
     if !is_current(standing) {
@@ -235,11 +250,10 @@ fn programmed(standing: &Standing, in_force: &InForce) -> Words {
     if !refusals.is_empty() {
         return no("Invalid", format!("agents cannot use it: {}", refusals.into_iter().collect::<Vec<_>>().join("; ")));
     }
-    let lacking: Vec<&str> = agents.iter().filter(|a| !in_force.has_it(a, standing)).map(|a| a.node.as_str()).collect();
     if lacking.is_empty() {
         return ("Programmed", "True", "Programmed", format!("in force on {0} of {0} agents", agents.len()));
     }
-    let named = lacking.iter().take(NAMED).copied().collect::<Vec<_>>().join(", ");
+    let named = lacking.iter().take(NAMED).map(|agent| agent.node.as_str()).collect::<Vec<_>>().join(", ");
     let more = lacking.len().saturating_sub(NAMED);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
     let have = agents.len() - lacking.len();

@@ -1,7 +1,7 @@
 //! Instances: real servers in the test's own process, with knobs, and a memory of what reached them.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
@@ -120,8 +120,13 @@ const REMEMBERED: usize = 1000;
 impl Backend {
     /// An instance of this version on a port of the system's choice.
     pub async fn start(version: &str) -> Self {
+        Self::start_on(IpAddr::V4(Ipv4Addr::LOCALHOST), version)
+    }
+
+    /// The same, on an address of this machine.
+    pub fn start_on(address: IpAddr, version: &str) -> Self {
         let state = Arc::new(State { version: version.to_owned(), ..State::default() });
-        let server = Self::serve("127.0.0.1:0".parse().unwrap(), &state);
+        let server = Self::serve(SocketAddr::new(address, 0), &state);
         Self { address: server.address, state, server: Some(server) }
     }
 

@@ -235,6 +235,16 @@ current-context: x
         self.kubectl(&["apply", "--server-side", "--force-conflicts", "-f", path.to_str().unwrap()])
     }
 
+    /// Creates the objects of YAML, many of them quickly.
+    ///
+    /// # Panics
+    /// When one is refused.
+    pub fn create(&self, yaml: &str) {
+        let file = tempfile::Builder::new().suffix(".yaml").tempfile_in(self.folder.path()).unwrap();
+        std::fs::write(file.path(), yaml).unwrap();
+        self.kubectl(&["create", "--validate=false", "-f", file.path().to_str().unwrap()]);
+    }
+
     /// An object.
     ///
     /// # Panics

@@ -126,6 +126,15 @@ impl Process {
         assert!(status.success(), "{} ended with {status}:\n{}", self.name, self.said());
     }
 
+    /// The time that it has spent on any core, its threads and the kernel's part together.
+    pub fn cpu(&self) -> std::time::Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child().id())).unwrap();
+        // Behind the name, which may contain anything; in hundredths of a second (proc(5)).
+        let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+        let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+        std::time::Duration::from_millis(ticks * 10)
+    }
+
     /// Its memory.
     pub fn memory(&self) -> Memory {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child().id())).unwrap();

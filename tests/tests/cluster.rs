@@ -2,10 +2,15 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+use std::net::{IpAddr, UdpSocket};
+
 use serde_json::{Value, json};
+use switchyard_tests::backend::Backend;
+use switchyard_tests::client::get_request;
 use switchyard_tests::cluster::Cluster;
+use switchyard_tests::load::Load;
 use switchyard_tests::process::{Controller, Switchyard, example};
-use switchyard_tests::wait_for;
+use switchyard_tests::{client, wait_for};
 
 const REFUSED: &str = "switchyard_controller_agents_refused_total";
 
@@ -226,4 +231,87 @@ async fn while_the_api_server_is_away_agents_keep_what_they_have_and_nothing_is_
     says(&cluster, "routerule", "canary-deployment", "Ready", "True", "Ready").await;
     assert_eq!(agent.split("my-service").await[0], ("v2".to_owned(), 60));
     assert_eq!(agent.metric(received, &[]).await, before + 1.0, "one Service's routes, and nothing else");
+}
+
+/// An address of this machine that an API server takes for an endpoint's: not on loopback.
+fn own_address() -> IpAddr {
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    // Nothing is sent: it only chooses the way.
+    socket.connect("198.51.100.1:9").expect("a machine with a route");
+    socket.local_addr().unwrap().ip()
+}
+
+/// The EndpointSlice of one instance, as the controller manager keeps it: `conditions` while its Pod lives.
+fn endpoint(cluster: &Cluster, instance: &Backend, conditions: &str) {
+    let port = instance.address.port();
+    cluster.apply(&format!(
+        "apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: my-service-{port}, namespace: shop, labels: {{kubernetes.io/service-name: my-service}}}}
+addressType: IPv4
+ports: [{{name: http, port: {port}}}]
+endpoints: [{{addresses: [{}], conditions: {{{conditions}}}}}]
+",
+        instance.address.ip()
+    ));
+}
+
+/// The Pod of an instance goes away as Pods do: it terminates, serving those who do not know yet; then it is gone.
+async fn goes_away(cluster: &Cluster, load: &Load, mut instance: Backend) {
+    endpoint(cluster, &instance, "ready: false, serving: true, terminating: true");
+    wait_for("nothing goes to an instance that terminates", async || {
+        let before = instance.asked();
+        load.goes_on_for(50).await;
+        instance.asked() == before
+    })
+    .await;
+    let name = format!("my-service-{}", instance.address.port());
+    cluster.kubectl(&["delete", "endpointslice", "-n", "shop", &name]);
+    instance.kill();
+}
+
+async fn takes_part(load: &Load, instance: &Backend) {
+    wait_for("a new instance takes part", async || {
+        load.goes_on_for(10).await;
+        instance.asked() > 0
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pods_come_and_go_under_load_and_no_request_fails_also_while_the_api_server_is_away() {
+    let Some(cluster) = Cluster::start().await else { return };
+    let controller = Controller::in_cluster(&cluster, "one").await;
+    let token = cluster.node("first");
+    let agent = Switchyard::of_node(&cluster, &[&controller], "first", &token).await;
+    cluster.apply("apiVersion: v1\nkind: Service\nmetadata: {name: my-service, namespace: shop}\nspec: {ports: [{name: http, port: 80}]}\n");
+    let start = || Backend::start_on(own_address(), "v1");
+    let (first, second) = (start(), start());
+    for instance in [&first, &second] {
+        endpoint(&cluster, instance, "ready: true");
+    }
+    let ask = || get_request("my-service.shop", "/");
+    wait_for("the agent knows the Service", async || {
+        client::ask(agent.http, ask()).await.is_ok_and(|reply| reply.status == 200)
+    })
+    .await;
+    let load = Load::start(agent.http, 4, ask);
+    takes_part(&load, &second).await;
+    goes_away(&cluster, &load, first).await;
+    let third = start();
+    endpoint(&cluster, &third, "ready: true");
+    takes_part(&load, &third).await;
+
+    let after = controller.process.said().len();
+    cluster.stop_api_server();
+    controller.process.says(after, &["cannot watch"]).await;
+    load.goes_on_for(500).await;
+    let fourth = start();
+    cluster.start_api_server();
+    cluster.ready().await;
+    // Before the controller has looked at what there is.
+    endpoint(&cluster, &fourth, "ready: true");
+    goes_away(&cluster, &load, second).await;
+    takes_part(&load, &fourth).await;
+    load.stop().await.all_good();
 }

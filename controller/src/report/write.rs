@@ -5,6 +5,7 @@
 //! fields are touched.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
@@ -44,7 +45,8 @@ const AT_ONCE: usize = 8;
 pub async fn run(client: Client, handle: Handle, mut leads: watch::Receiver<bool>, instance: String) {
     let reporter = Reporter { controller: MANAGER.to_owned(), instance: Some(instance) };
     let recorder = Recorder::new(client.clone(), reporter);
-    let mut writer = Writer { client, recorder, written: BTreeMap::new(), failed: BTreeMap::new() };
+    let mut writer =
+        Writer { client, recorder, settled: BTreeMap::new(), written: BTreeMap::new(), failed: BTreeMap::new() };
     let (mut standings, mut agents) = (handle.standings(), handle.agents().changes());
     loop {
         if leads.wait_for(|leads| *leads).await.is_err() {
@@ -53,6 +55,7 @@ pub async fn run(client: Client, handle: Handle, mut leads: watch::Receiver<bool
         tokio::time::sleep(SETTLE).await;
         // Somebody else may have written meanwhile.
         writer.written.clear();
+        writer.settled.clear();
         while *leads.borrow() {
             let newest = standings.borrow_and_update().clone();
             agents.mark_unchanged();
@@ -72,6 +75,8 @@ pub async fn run(client: Client, handle: Handle, mut leads: watch::Receiver<bool
 struct Writer {
     client: Client,
     recorder: Recorder,
+    /// What is in force on all of so many agents, and says so: for as long as it stands the same there is nothing to look at.
+    settled: BTreeMap<ObjectKey, (Arc<Standing>, usize)>,
     /// What was written last and has not been seen to come back yet, with the generation and identity that it is for.
     written: BTreeMap<ObjectKey, (String, Value)>,
     /// What failed: how often, and when to try again.
@@ -88,11 +93,20 @@ impl Writer {
     ) -> Instant {
         let now = Instant::now();
         let time = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        self.settled.retain(|key, _| standings.contains_key(key));
         self.written.retain(|key, _| standings.contains_key(key));
         self.failed.retain(|key, _| standings.contains_key(key));
         let mut due = Vec::new();
         for (key, standing) in standings {
             let of_it = circuits.get(&qualified(&key.object_name())).map(Vec::as_slice).unwrap_or_default();
+            let is_everywhere = of_it.is_empty() && in_force.lacking(standing).is_empty();
+            let is_same = |(before, agents): &(Arc<Standing>, usize)| {
+                Arc::ptr_eq(before, standing) && *agents == in_force.agents.len()
+            };
+            if is_everywhere && self.settled.get(key).is_some_and(is_same) {
+                continue;
+            }
+            let kept = standing;
             // What was written stands, even before the watch has brought it back.
             let mut standing = Standing::clone(standing);
             if let Some((uid, written)) = self.written.get(key) {
@@ -104,6 +118,11 @@ impl Writer {
             }
             let wanted = status(key, &standing, in_force, of_it, &time);
             let waits = self.failed.get(key).is_some_and(|(_, again)| *again > now);
+            if is_everywhere && wanted == kept.observed.status {
+                self.settled.insert(key.clone(), (kept.clone(), in_force.agents.len()));
+            } else {
+                self.settled.remove(key);
+            }
             if wanted != standing.observed.status && !waits {
                 due.push((key.clone(), standing, wanted));
             }
