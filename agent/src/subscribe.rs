@@ -143,11 +143,26 @@ impl Subscription {
         self.link.streams.fetch_add(1, Relaxed);
         // There is room for it, and a stream that has ended says why below.
         let _ = tell.send(AgentMessage { message: Some(Message::Report(self.circuits())) }).await;
+        // What has come of a revision that comes in several messages.
+        let mut begun: Option<v1::Update> = None;
         loop {
             let answer = tokio::select! {
-                update = updates.message() => match update? {
-                    Some(update) => self.take(update),
-                    None => return Ok(()),
+                update = updates.message() => match (update?, begun.take()) {
+                    (Some(part), whole) => {
+                        let whole = match whole {
+                            Some(mut whole) => {
+                                whole.extend(part);
+                                whole
+                            }
+                            None => part,
+                        };
+                        if whole.more {
+                            begun = Some(whole);
+                            continue;
+                        }
+                        self.take(whole)
+                    }
+                    (None, _) => return Ok(()),
                 },
                 transition = transitions.recv() => match transition {
                     Ok(transition) => Message::Report(v1::Report { transitions: vec![transition] }),

@@ -41,6 +41,9 @@ const HELLO_WITHIN: Duration = Duration::from_secs(10);
 /// A Hello names each resource held in about a hundred bytes; this is room for 100,000 Services.
 const MAX_MESSAGE_BYTES: usize = 32 << 20;
 
+/// About the largest message that goes out: each stream keeps the memory that its largest one took.
+const PART_BYTES: usize = 64 << 10;
+
 /// What is published: the newest snapshot, once there is one.
 pub type Published = watch::Receiver<Option<Arc<Snapshot>>>;
 
@@ -116,8 +119,10 @@ async fn converse(
         let newest = published.borrow_and_update().clone();
         if let Some(update) = newest.and_then(|newest| conversation.next(&newest)) {
             agents.counters.sent(&update);
-            if updates.send(Ok(update)).await.is_err() {
-                return Ok(());
+            for part in update.parts(PART_BYTES) {
+                if updates.send(Ok(part)).await.is_err() {
+                    return Ok(());
+                }
             }
         }
         tokio::select! {

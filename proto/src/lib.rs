@@ -15,7 +15,7 @@ impl v1::Update {
     /// An update that brings these resources, and takes nothing away.
     pub fn of(revision: u64, resources: impl IntoIterator<Item = v1::Resource>) -> Self {
         let upserts = resources.into_iter().map(|resource| resource.encode_to_vec().into()).collect();
-        Self { revision, upserts, removals: Vec::new() }
+        Self { revision, upserts, ..Self::default() }
     }
 
     /// The resources that it brings.
@@ -24,5 +24,55 @@ impl v1::Update {
     /// What comes in place of one that cannot be read.
     pub fn resources(&self) -> impl Iterator<Item = Result<v1::Resource, prost::DecodeError>> {
         self.upserts.iter().map(|encoded| v1::Resource::decode(encoded.clone()))
+    }
+
+    /// The same in messages of about this many bytes of resources each; one that is larger by itself is a message of its own.
+    pub fn parts(self, bytes: usize) -> Vec<Self> {
+        let mut parts = vec![Self { removals: self.removals, revision: self.revision, ..Self::default() }];
+        let mut size = 0;
+        for resource in self.upserts {
+            if size > 0 && size + resource.len() > bytes {
+                parts.push(Self { revision: self.revision, ..Self::default() });
+                size = 0;
+            }
+            size += resource.len();
+            if let Some(part) = parts.last_mut() {
+                part.upserts.push(resource);
+            }
+        }
+        let last = parts.len() - 1;
+        parts[..last].iter_mut().for_each(|part| part.more = true);
+        parts
+    }
+
+    /// Takes in the next message of the same revision.
+    pub fn extend(&mut self, next: Self) {
+        self.upserts.extend(next.upserts);
+        self.removals.extend(next.removals);
+        self.more = next.more;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::v1;
+
+    #[test]
+    fn parts_are_bounded_and_make_the_whole_again() {
+        let resource = |size: usize| v1::Resource { version: "x".repeat(size), ..v1::Resource::default() };
+        let removals = vec![v1::ResourceKey::default()];
+        let whole = v1::Update { removals, ..v1::Update::of(7, [10, 10, 500, 10, 90, 10].map(resource)) };
+        let parts = whole.clone().parts(100);
+        let sizes: Vec<usize> = parts.iter().map(|part| part.upserts.len()).collect();
+        assert_eq!(sizes, [2, 1, 1, 1, 1]);
+        assert!(parts.iter().all(|part| part.revision == 7));
+        let mut parts = parts.into_iter();
+        let mut joined = parts.next().unwrap_or_default();
+        for part in parts {
+            assert!(joined.more);
+            joined.extend(part);
+        }
+        assert_eq!(joined, whole);
+        assert_eq!(v1::Update::of(3, []).parts(100), [v1::Update::of(3, [])]);
     }
 }
