@@ -170,9 +170,11 @@ fn two_choices(
             Standing::Out => {}
             Standing::Due => return Some(position),
             Standing::Well => {
-                let expected = ready[position].load.expected(worker.index, millis);
+                let is_watched = ready[position].circuit.is_some();
+                let expected = ready[position].load.expected(worker.index, is_watched, millis);
                 // A tie stays with the first, which the draw has decided.
-                if best.is_none_or(|(_, other)| expected.beats(&other)) {
+                let chance = || worker.with_rng(rand::Rng::random);
+                if best.is_none_or(|(_, other)| expected.beats(&other, chance)) {
                     best = Some((position, expected));
                 }
             }

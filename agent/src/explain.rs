@@ -3,6 +3,7 @@
 use http::header::HOST;
 use http::{HeaderMap, Method};
 use serde::Serialize;
+use switchyard_proto::v1::Protocol;
 
 use crate::admit::{self, Standing};
 use crate::matching::View;
@@ -144,6 +145,10 @@ pub fn explain(table: &Table, question: &Question<'_>, now: admit::window::Milli
     let Some(number) = service.ports.get(port).map(|port| port.number) else {
         return Err(Refusal::new(Reason::NoInstances, format!("{} has no port", service.label)));
     };
+    if service.ports.get(port).is_some_and(|port| port.protocol == Protocol::Tcp) {
+        let detail = format!("port {number} of {} is not HTTP (appProtocol, or its name)", service.label);
+        return Err(Refusal::new(Reason::NotSupported, detail));
+    }
     let view = View {
         method: question.method,
         path: question.path,

@@ -121,7 +121,10 @@ fn names_grpc(value: &HeaderValue) -> bool {
 
 /// Counts the request's way down (RFC 9110 section 7.6.2).
 fn one_hop_fewer(headers: &mut HeaderMap) -> Result<(), Refusal> {
-    let left = headers.get(MAX_FORWARDS).and_then(|value| value.to_str().ok()?.parse::<u32>().ok());
+    let text = headers.get(MAX_FORWARDS).and_then(|value| value.to_str().ok());
+    let number = text.filter(|text| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()));
+    // A larger one becomes the largest that we count.
+    let left = number.map(|number| number.parse::<u32>().unwrap_or(u32::MAX));
     match left.map(|left| left.checked_sub(1)) {
         // What is no number says nothing.
         None => {}
@@ -268,6 +271,8 @@ fn request_hop_by_hop(headers: &mut HeaderMap, version: Version) -> Result<bool,
         match name.as_str() {
             "close" | "keep-alive" | "upgrade" | "te" | "http2-settings" | "proxy-connection" | "transfer-encoding" => {
             }
+            // It bounds the retries of a call from end to end, whatever an agent on the way is told.
+            "x-switchyard-attempt" => {}
             // Without these the instance would read another request than we did, or one from somebody else.
             _ if belongs_to_the_message(&name) => {
                 return bad("Connection nominates a field that says what the message is");
@@ -492,6 +497,9 @@ mod tests {
         let mut options = parts("OPTIONS", "/", &[("host", "a"), ("max-forwards", "3")]);
         prepare(&mut options).unwrap();
         assert_eq!(options.headers[MAX_FORWARDS], "2");
+        let mut large = parts("OPTIONS", "/", &[("host", "a"), ("max-forwards", "99999999999999999999")]);
+        prepare(&mut large).unwrap();
+        assert_eq!(large.headers[MAX_FORWARDS], "4294967294");
         assert_eq!(reason("TRACE", "/", &[("host", "a"), ("max-forwards", "0")]), Some(Reason::NotSupported));
         assert_eq!(reason("GET", "/", &[("host", "a"), ("max-forwards", "0")]), None);
     }
@@ -535,6 +543,14 @@ mod tests {
                 "{field}"
             );
         }
+    }
+
+    #[test]
+    fn the_attempt_of_another_agent_cannot_be_taken_off_on_the_way() {
+        let fields = [("host", "a"), ("connection", "x-switchyard-attempt"), ("x-switchyard-attempt", "2")];
+        let mut parts = parts("GET", "/", &fields);
+        assert!(prepare(&mut parts).unwrap().already_retried);
+        assert_eq!(parts.headers["x-switchyard-attempt"], "2");
     }
 
     #[test]

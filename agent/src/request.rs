@@ -17,6 +17,7 @@ use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Version};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
+use switchyard_proto::v1::Protocol;
 
 use crate::admit::Permit;
 use crate::body::{Coming, ReplyBody, RequestBody};
@@ -125,6 +126,11 @@ async fn serve(
     let Some(service_port) = service.ports.get(port) else {
         return Err(Refusal::new(Reason::NoInstances, format!("{} has no port", service.label)));
     };
+    if service_port.protocol == Protocol::Tcp {
+        let detail =
+            format!("port {} of {} is not HTTP (appProtocol, or its name)", service_port.number, service.label);
+        return Err(Refusal::new(Reason::NotSupported, detail));
+    }
     let view = View {
         method: &parts.method,
         path: parts.uri.path(),

@@ -147,8 +147,10 @@ pub fn after(
 
 /// What a reply's `Retry-After` (RFC 9110 section 10.2.3) asks for, where it is a number of seconds; a date is not waited for.
 pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds = headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds))
+    let text = headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.trim();
+    let is_number = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    // More than a number holds is longer than anybody waits.
+    is_number.then(|| Duration::from_secs(text.parse().unwrap_or(u64::MAX)))
 }
 
 /// The caller's own deadline: `grpc-timeout` (gRPC over HTTP/2) or `x-request-timeout`, a duration such as `250ms` or `1.5s`.
@@ -292,6 +294,20 @@ mod tests {
         let mut tries = Tries::default();
         decide(&policy(1), &mut tries, stale, Outcome::Reset);
         assert_eq!(decide(&policy(1), &mut tries, stale, Outcome::Reset), Next::Stop(Why::Exhausted));
+    }
+
+    #[test]
+    fn retry_after_is_a_number_of_seconds_however_large() {
+        let of = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(http::header::RETRY_AFTER, text.parse().unwrap());
+            retry_after(&headers)
+        };
+        assert_eq!(of("7"), Some(Duration::from_secs(7)));
+        assert_eq!(of("99999999999999999999999"), Some(Duration::from_secs(u64::MAX)));
+        for other in ["", "-1", "+1", "1.5", "soon", "Wed, 21 Oct 2026 07:28:00 GMT"] {
+            assert_eq!(of(other), None, "{other}");
+        }
     }
 
     #[test]

@@ -105,6 +105,8 @@ pub enum Told {
 
 /// What is known of an instance counts half as much after this long, in milliseconds: one that was slow or failed is tried again.
 const HALF_LIFE_MS: u64 = 1000;
+/// Latencies below this are alike, in microseconds: between them decides the machine's noise, and not the instance.
+const NOISE_US: u64 = 5000;
 /// All of the latest replies were failures.
 const ALL_FAIL: u32 = 1 << 16;
 
@@ -115,16 +117,23 @@ pub struct Expected {
     told: u64,
     /// The same, faded since.
     faded: u64,
-    /// How many requests it would have, times how often each must be asked until it is answered well.
+    /// How many requests it would have, times how often each must be sent until it is answered well.
     work: f64,
     /// It has failed of late, more than now and then.
     failing: bool,
 }
 
 impl Expected {
-    /// Whether a request is clearly better off here: costs that are close are a tie, as averages are never exact.
-    pub fn beats(&self, other: &Self) -> bool {
-        self.latency_beside(other) * self.work < other.latency_beside(self) * other.work / 2.0
+    /// Whether a request goes here rather than there. The likelier the lower its cost beside the other's, by the square: twice the cost
+    /// is a fifth of the requests, ten times the cost a hundredth. Never by the lower cost alone, for then one slow reply would take all
+    /// requests from an instance. `chance` is any number that is evenly spread over its range.
+    pub fn beats(&self, other: &Self, chance: impl FnOnce() -> u32) -> bool {
+        let (own, others) = (self.latency_beside(other) * self.work, other.latency_beside(self) * other.work);
+        if own == others {
+            return false;
+        }
+        let (own, others) = (own * own, others * others);
+        f64::from(chance()) * (own + others) < others * f64::from(u32::MAX)
     }
 
     /// Whether it has failed of late, more than now and then.
@@ -136,7 +145,7 @@ impl Expected {
     /// is known, it is taken for as quick as the other, and so is who fails quickly.
     fn latency_beside(&self, other: &Self) -> f64 {
         let known = if self.failing { u64::MAX } else { self.told };
-        self.faded.max(known.min(other.faded)).max(1) as f64
+        self.faded.max(known.min(other.faded)).max(NOISE_US) as f64
     }
 }
 
@@ -157,14 +166,14 @@ impl LoadShard {
         halved - (u64::from(halved) * (age % HALF_LIFE_MS) / (2 * HALF_LIFE_MS)) as u32
     }
 
-    /// Peak sensitive: a slow reply counts at once, quick ones bring the average down by an eighth each.
+    /// Each reply counts for an eighth.
     fn tell_latency(&self, took: Duration, only_slower: bool, now: Millis) {
         let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1);
         let before = self.latency(now);
         if took < before && only_slower {
             return;
         }
-        let next = if took >= before { took } else { before - (before - took) / 8 };
+        let next = if before == 0 { took } else { before - before / 8 + took.div_ceil(8) };
         self.latency.store(next, Relaxed);
         self.latency_told.store(now.0, Relaxed);
     }
@@ -184,13 +193,14 @@ impl Load {
         Self { id, shards: (0..workers).map(|_| LoadShard::default()).collect() }
     }
 
-    /// What a further request may expect.
-    pub fn expected(&self, worker: usize, now: Millis) -> Expected {
+    /// What a further request may expect. Where a circuit watches its failures (`is_watched`), they are the circuit's alone: it must see
+    /// them to open, and the policy says how many there may be.
+    pub fn expected(&self, worker: usize, is_watched: bool, now: Millis) -> Expected {
         let shard = &self.shards[worker];
         let queue = f64::from(shard.in_flight.load(Relaxed)) + 1.0;
-        let trouble = shard.trouble(now);
-        // The fourth power: one failure among good replies changes little, and who only fails is asked hardly ever. Even then it is
-        // not infinite: where all fail, the idler one is taken.
+        let trouble = if is_watched { 0 } else { shard.trouble(now) };
+        // The fourth power: one failure among good replies changes little, and who only fails is asked hardly ever, however many requests
+        // wait for the others. Even then it is not infinite: where all fail, the idler one is taken.
         let work = if trouble == 0 {
             queue
         } else {
@@ -377,8 +387,8 @@ mod tests {
     fn choose(loads: &[Load], now: u64, rng: &mut SmallRng) -> usize {
         let first = rng.random_range(0..loads.len());
         let second = (first + rng.random_range(1..loads.len())) % loads.len();
-        let expected = |instance: usize| loads[instance].expected(0, Millis(now));
-        if expected(second).beats(&expected(first)) { second } else { first }
+        let expected = |instance: usize| loads[instance].expected(0, false, Millis(now));
+        if expected(second).beats(&expected(first), || rng.random()) { second } else { first }
     }
 
     /// A service of which each instance answers well or fails, after so many milliseconds; one worker that sends it so many requests a
@@ -479,8 +489,38 @@ mod tests {
         quick.end(0, Told::Good(Duration::from_millis(1)), Millis(0));
         hangs.begin(0);
         hangs.end(0, Told::Unfinished(Duration::from_secs(1)), Millis(0));
-        let expected = |load: &Load| load.expected(0, Millis(1));
-        assert!(expected(&quick).beats(&expected(&hangs)) && !expected(&hangs).beats(&expected(&quick)));
+        let expected = |load: &Load| load.expected(0, false, Millis(1));
+        for chance in [u32::MAX / 100, u32::MAX / 100 * 99] {
+            assert!(expected(&quick).beats(&expected(&hangs), || chance));
+            assert!(!expected(&hangs).beats(&expected(&quick), || chance));
+        }
+    }
+
+    #[test]
+    fn one_slow_reply_leaves_an_instance_its_share() {
+        let mut service = Service::new(&[(true, 1), (true, 1)], 7);
+        service.run(1_000, 1);
+        service.answers[0].1 = 50;
+        while service.under_way.iter().all(|(_, instance, _)| *instance != 0) {
+            service.run(1, 1);
+        }
+        service.answers[0].1 = 1;
+        let asked = service.run(300, 1);
+        assert!(asked[0] > 60, "{asked:?}");
+    }
+
+    #[test]
+    fn failures_that_a_circuit_watches_leave_an_instance_its_share_until_it_opens() {
+        let (fails, well) = (Load::new(0, 1), Load::new(1, 1));
+        for _ in 0..100 {
+            fails.begin(0);
+            fails.end(0, Told::Failed(Duration::from_millis(1)), Millis(0));
+            well.begin(0);
+            well.end(0, Told::Good(Duration::from_millis(1)), Millis(0));
+        }
+        let expected = |load: &Load, is_watched| load.expected(0, is_watched, Millis(1));
+        assert!(!expected(&well, true).beats(&expected(&fails, true), || 0), "a tie");
+        assert!(expected(&well, false).beats(&expected(&fails, false), || u32::MAX / 100 * 99));
     }
 
     #[test]
@@ -493,7 +533,10 @@ mod tests {
         let now = Millis(60_000);
         asked.begin(0);
         asked.end(0, Told::Good(Duration::from_millis(3)), now);
-        let expected = |load: &Load| load.expected(0, now);
-        assert!(!expected(&forgotten).beats(&expected(&asked)) && !expected(&asked).beats(&expected(&forgotten)));
+        let expected = |load: &Load| load.expected(0, false, now);
+        assert!(
+            !expected(&forgotten).beats(&expected(&asked), || 0)
+                && !expected(&asked).beats(&expected(&forgotten), || 0)
+        );
     }
 }

@@ -95,10 +95,19 @@ pub(crate) fn run(args: &Explain) -> Result<ExitCode> {
 fn request(args: &Explain) -> Result<Parts> {
     let url = if args.url.contains("://") { args.url.clone() } else { format!("http://{}", args.url) };
     let uri: Uri = url.parse().with_context(|| format!("{url:?} is not a URL"))?;
+    if let Some(scheme) = uri.scheme_str().filter(|scheme| !["http", "https"].contains(scheme)) {
+        bail!("{url:?}: {scheme} is not spoken here, only http is");
+    }
+    if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        bail!("{url:?}: there is no user in a request's target; send an Authorization field with -H");
+    }
     let method =
         Method::from_bytes(args.method.as_bytes()).with_context(|| format!("{:?} is no method", args.method))?;
-    let mut request =
-        http::Request::builder().method(method).uri(uri.path_and_query().map_or("/", |path| path.as_str()));
+    let path = match uri.path_and_query().map_or("/", |path| path.as_str()) {
+        query if query.starts_with('?') => format!("/{query}"),
+        path => path.to_owned(),
+    };
+    let mut request = http::Request::builder().method(method).uri(path);
     let mut has_host = false;
     for field in &args.headers {
         let (name, value) =
@@ -110,7 +119,7 @@ fn request(args: &Explain) -> Result<Parts> {
         request = request.header(name, value);
     }
     if let Some(authority) = uri.authority().filter(|_| !has_host) {
-        let host = authority.as_str().rsplit('@').next().unwrap_or_default();
+        let host = authority.as_str();
         request = request.header(HOST, host.strip_suffix(":80").unwrap_or(host));
     }
     Ok(request.body(()).with_context(|| format!("{url:?} is not a URL that can be asked for"))?.into_parts().0)

@@ -96,6 +96,9 @@ pub(crate) struct Running {
 /// Runs until SIGTERM or ctrl-c.
 pub(crate) fn run(args: &Run) -> Result<ExitCode> {
     switchyard_agent::log::to_stderr();
+    if args.manifests.is_file() {
+        anyhow::bail!("--manifests {}: a file, and the folder that it is in is meant", args.manifests.display());
+    }
     if !args.manifests.is_dir() {
         anyhow::bail!("--manifests {}: there is no such folder", args.manifests.display());
     }

@@ -23,7 +23,10 @@ fn words(report: &Report, colour: bool) -> String {
         Report::Findings { origin, findings } => shown(origin, findings, colour),
         Report::Healed { origin } => format!("{}: all is well now", visible(origin)),
         Report::Published { revision, changed } => {
-            format!("revision {revision}: {}", if changed.is_empty() { "-".into() } else { changed.join(", ") })
+            format!(
+                "revision {revision}: {}",
+                if changed.is_empty() { "nothing was found".into() } else { changed.join(", ") }
+            )
         }
         Report::InForce { revision, agents, total } => {
             format!("revision {revision} is in force on {agents} of {total} agents")
