@@ -8,8 +8,8 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 
+use crate::http2::Receiving;
 use crate::interim::Awaited;
 use crate::message;
 use crate::reply::Relay;
@@ -39,6 +39,15 @@ impl Coming {
             Poll::Ready(_) => Self::Well,
         }
     }
+}
+
+/// A body as it comes, from a caller or from an instance.
+#[derive(Debug)]
+pub enum Incoming {
+    /// On a connection of HTTP/1.
+    Http1(hyper::body::Incoming),
+    /// On a stream of HTTP/2.
+    Http2(Receiving),
 }
 
 /// A request's body on its way to an instance.
@@ -83,6 +92,39 @@ fn passable(mut frame: Frame<Bytes>) -> Result<Frame<Bytes>, BodyError> {
     }
 }
 
+impl Body for Incoming {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.get_mut() {
+            Self::Http1(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            Self::Http2(stream) => stream.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Http1(body) => body.is_end_stream(),
+            Self::Http2(stream) => stream.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Http1(body) => body.size_hint(),
+            Self::Http2(stream) => stream.size_hint(),
+        }
+    }
+}
+
+impl RequestBody {
+    /// Whether it waits for the instance to ask for it.
+    pub fn is_held_back(&self) -> bool {
+        matches!(self, Self::Awaited(awaited) if awaited.is_held_back())
+    }
+}
+
 impl Body for RequestBody {
     type Data = Bytes;
     type Error = BodyError;
@@ -91,8 +133,7 @@ impl Body for RequestBody {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
             Self::Stream(incoming, coming) => {
-                let next = |frame: Result<Frame<Bytes>, hyper::Error>| passable(frame?);
-                let polled = Pin::new(incoming).poll_frame(cx).map(|frame| frame.map(next));
+                let polled = Pin::new(incoming).poll_frame(cx).map(|frame| frame.map(|frame| passable(frame?)));
                 coming.set(Coming::after(&polled));
                 polled
             }

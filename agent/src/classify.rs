@@ -4,9 +4,8 @@
 //! the end, and a retry is not possible any more (the gRPC retry design, A6, commits at the first message too).
 
 use http::Response;
-use hyper::body::Incoming;
 
-use crate::body::grpc_status;
+use crate::body::{Incoming, grpc_status};
 use crate::table::Outcome;
 
 /// How the try stands when the head has come.

@@ -1,28 +1,30 @@
 //! One try: the request goes to one instance, and its reply's head comes back.
 //!
 //! Keeps true:
-//! - This is the one seam to the HTTP library on the upstream side: connect, check out, send.
-//! - A request that hyper hands back unsent is sent on a new connection at once; that is no retry, for nothing was sent.
+//! - This is the one seam to the HTTP libraries on the upstream side: connect, check out, send.
+//! - A request that was not sent because a kept connection takes no more is sent on another at once; that is no retry.
 //! - A kept connection that breaks off before any reply is [`Failure::stale`]: whoever asks knows whether the request may be sent once
 //!   more.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use http::header::{CONTENT_LENGTH, COOKIE, HOST, TRANSFER_ENCODING};
+use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, HOST, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderValue, Method, Request, Response, Uri, Version};
 use http_body::Body;
-use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use switchyard_proto::v1::Protocol;
 use tokio::net::TcpStream;
 
-use crate::body::RequestBody;
+use crate::body::{Incoming, RequestBody};
+use crate::interim::Listener;
 use crate::message::{MAX_FIELDS, MAX_HEADER_BYTES};
 use crate::table::{Instance, Outcome};
 use crate::worker::Caller;
 
+/// Streams of HTTP/2.
+mod http2;
 /// Free connections.
 pub mod pool;
 /// Connections from a caller's own address.
@@ -30,27 +32,11 @@ mod transparent;
 /// Whether a connection has ended.
 mod watched;
 
-use pool::{Http2, Lease, Stream};
+use pool::Lease;
 pub use transparent::Source;
-use watched::Watched;
 
 /// How long a connection may take to be made; a policy's timeouts may be shorter.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// What an instance may send ahead on one stream of HTTP/2.
-const STREAM_WINDOW: u32 = 128 * 1024;
-/// On the connection there is no bound (RFC 9113 section 6.9.1): callers that do not read share it with others, who must not wait.
-const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
-
-/// Runs HTTP/2's tasks on the worker's own thread.
-#[derive(Clone, Copy, Debug)]
-pub struct LocalExecutor;
-
-impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for LocalExecutor {
-    fn execute(&self, future: F) {
-        tokio::task::spawn_local(future);
-    }
-}
-
 /// Which connection a request may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Connection {
@@ -76,21 +62,22 @@ impl From<Outcome> for Failure {
 }
 
 /// Sends a request and waits for the head of its reply. `version` is what the caller speaks: it decides where the port's
-/// protocol is not declared.
+/// protocol is not declared. The listener hears of interim replies.
 ///
 /// # Errors
 /// How the try failed.
 pub async fn send(
     caller: &Caller,
     instance: &Instance,
-    request: Request<RequestBody>,
+    (mut request, listener): (Request<RequestBody>, Listener),
     version: Version,
     upgrade: bool,
     connection: Connection,
 ) -> Result<(Response<Incoming>, Lease), Failure> {
     if speaks_http2(instance, version) {
-        send_http2(caller, instance, for_http2(request)?, connection == Connection::Kept).await
+        http2::send(caller, instance, for_http2(request)?, listener, connection == Connection::Kept).await
     } else {
+        listener.attach(&mut request);
         // A connection that is upgraded never comes back, so none of the kept ones is spent on it.
         let kept = connection == Connection::Kept && !upgrade;
         send_http1(caller, instance, for_http1(request), upgrade, kept).await
@@ -98,7 +85,7 @@ pub async fn send(
 }
 
 /// Whether an instance is spoken to in HTTP/2 when its caller speaks this version.
-pub fn speaks_http2(instance: &Instance, version: Version) -> bool {
+fn speaks_http2(instance: &Instance, version: Version) -> bool {
     match instance.protocol {
         Protocol::Http2 => true,
         Protocol::Unspecified => version == Version::HTTP_2,
@@ -121,7 +108,7 @@ async fn send_http1(
             continue;
         }
         match sender.try_send_request(request).await {
-            Ok(response) => return Ok((response, caller.pool.lease(id, sender, with_body))),
+            Ok(response) => return Ok((response.map(Incoming::Http1), caller.pool.lease(id, sender, with_body))),
             Err(mut error) => match error.take_message() {
                 Some(unsent) => request = unsent,
                 None => return Err(Failure { outcome: Outcome::Reset, stale: has_broken_off(error.error()) }),
@@ -131,7 +118,7 @@ async fn send_http1(
     // Rare and large: kept out of every request's own future.
     let mut sender = Box::pin(connect_http1(instance.address, caller.source, upgrade)).await?;
     match sender.send_request(request).await {
-        Ok(response) => Ok((response, caller.pool.lease(id, sender, with_body))),
+        Ok(response) => Ok((response.map(Incoming::Http1), caller.pool.lease(id, sender, with_body))),
         Err(_) => Err(Outcome::Reset.into()),
     }
 }
@@ -140,51 +127,6 @@ async fn send_http1(
 fn has_broken_off(error: &hyper::Error) -> bool {
     let source = std::error::Error::source(error);
     error.is_incomplete_message() || source.is_some_and(|source| source.is::<std::io::Error>())
-}
-
-async fn send_http2(
-    caller: &Caller,
-    instance: &Instance,
-    mut request: Request<RequestBody>,
-    kept: bool,
-) -> Result<(Response<Incoming>, Lease), Failure> {
-    let id = instance.load.id;
-    while kept && let Some(mut connection) = caller.pool.http2(id) {
-        let stream = connection.open();
-        match connection.sender.try_send_request(request).await {
-            Ok(response) => return Ok((response, Lease::Http2(stream))),
-            Err(mut error) => match error.take_message() {
-                Some(unsent) => {
-                    caller.pool.forget_http2(id, &connection);
-                    request = unsent;
-                }
-                None => return Err(stream_failure(error.error(), &stream, true)),
-            },
-        }
-    }
-    let mut connection = Box::pin(connect_http2(instance.address, caller.source)).await?;
-    let stream = connection.open();
-    caller.pool.keep_http2(id, connection.clone());
-    match connection.sender.send_request(request).await {
-        Ok(response) => Ok((response, Lease::Http2(stream))),
-        Err(error) => Err(stream_failure(&error, &stream, false)),
-    }
-}
-
-/// A stream that was refused, by itself (RFC 9113 section 8.7) or by the GOAWAY of a connection that goes on for others (section 6.8), was
-/// not looked at; any other end of it is a reset. `kept`: the connection was used before.
-fn stream_failure(error: &hyper::Error, stream: &Stream, kept: bool) -> Failure {
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        if let Some(h2) = cause.downcast_ref::<h2::Error>() {
-            let turned_away = h2.is_go_away() && h2.is_remote();
-            let refused = h2.reason() == Some(h2::Reason::REFUSED_STREAM) || (turned_away && !stream.is_cut());
-            let outcome = if refused { Outcome::RefusedStream } else { Outcome::Reset };
-            return Failure { outcome, stale: kept && turned_away };
-        }
-        source = cause.source();
-    }
-    Failure { outcome: Outcome::Reset, stale: kept && has_broken_off(error) }
 }
 
 /// Connects to an instance, or to whoever is at that address.
@@ -232,25 +174,6 @@ async fn connect_http1(
     Ok(sender)
 }
 
-/// What the fields of a reply's head, or of its trailers, may be on HTTP/2; of what is longer the library drops some.
-const MOST_HEADER_LIST: u32 = 4 * MAX_HEADER_BYTES as u32;
-
-async fn connect_http2(address: SocketAddr, source: Option<Source>) -> Result<Http2, Outcome> {
-    let (io, ended) = Watched::new(connect(address, source).await?);
-    let (sender, connection) = http2::Builder::new(LocalExecutor)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_header_list_size(MOST_HEADER_LIST)
-        // Until the peer says how many it takes: the streams above that number would be refused.
-        .initial_max_send_streams(1)
-        .handshake(TokioIo::new(io))
-        .await
-        .map_err(|_| Outcome::ConnectFailure)?;
-    let connection = Http2::new(sender, connection, ended);
-    tokio::task::spawn_local(connection.run());
-    Ok(connection)
-}
-
 /// A request for HTTP/1.1: origin form; cookies in one field (RFC 9113 section 8.2.3).
 fn for_http1(mut request: Request<RequestBody>) -> Request<RequestBody> {
     *request.version_mut() = Version::HTTP_11;
@@ -271,10 +194,22 @@ fn for_http1(mut request: Request<RequestBody>) -> Request<RequestBody> {
     request
 }
 
-/// A request for HTTP/2: the authority in the target, and no Host beside it.
+/// A request for HTTP/2: the authority in the target, and no Host beside it; no upgrade; how long it is, if that is known.
 fn for_http2(mut request: Request<RequestBody>) -> Result<Request<RequestBody>, Outcome> {
     *request.version_mut() = Version::HTTP_2;
-    let host = request.headers_mut().remove(HOST);
+    let length = request.body().size_hint().exact();
+    let says_nothing_when_empty = [Method::GET, Method::HEAD, Method::DELETE].contains(request.method());
+    let headers = request.headers_mut();
+    if headers.remove(UPGRADE).is_some() {
+        headers.remove(CONNECTION);
+    }
+    if let Some(length) = length
+        && (length > 0 || !says_nothing_when_empty)
+        && !headers.contains_key(CONTENT_LENGTH)
+    {
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    let host = headers.remove(HOST);
     let path = request.uri().path_and_query().map_or("/", |p| p.as_str());
     let authority = host.as_ref().and_then(|h| h.to_str().ok()).filter(|h| !h.is_empty()).unwrap_or("localhost");
     let uri = Uri::builder().scheme("http").authority(authority).path_and_query(path).build();

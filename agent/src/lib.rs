@@ -23,6 +23,8 @@ pub mod clock;
 pub mod explain;
 /// One try.
 pub mod forward;
+/// Bodies on streams of HTTP/2.
+pub mod http2;
 /// Ids of requests and traces.
 pub mod ids;
 /// How connections of pods come here.

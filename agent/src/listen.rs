@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
@@ -28,8 +28,8 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
 
+use crate::body::Incoming;
 use crate::clock;
-use crate::forward::LocalExecutor;
 use crate::interim::Interim;
 use crate::line::Line;
 use crate::message::{MAX_FIELDS, MAX_HEADER_BYTES};
@@ -38,6 +38,8 @@ use crate::{carry, intercept, refusal, request};
 
 /// Bytes that the HTTP library should not see.
 mod guard;
+/// Requests on streams of HTTP/2.
+mod http2;
 /// Connections that were taken in.
 pub mod redirected;
 /// What is spoken.
@@ -51,17 +53,6 @@ const IDLE: Duration = Duration::from_secs(60);
 const SWEEP: Duration = Duration::from_secs(5);
 /// Connections of callers that a worker has at a time; a further one is closed at once. Bounds sockets and memory.
 const MOST_CONNECTIONS: usize = 16_384;
-/// Streams that a caller may have open on one connection of HTTP/2.
-const MOST_STREAMS: u32 = 256;
-/// What a caller may send ahead on one stream of HTTP/2.
-const STREAM_WINDOW: u32 = 64 * 1024;
-/// And on the whole connection: all streams together, so that one which is not read never holds up another.
-const CONNECTION_WINDOW: u32 = MOST_STREAMS * STREAM_WINDOW;
-/// What a header may be on HTTP/2 for it to be answered in our words; the library refuses more by itself, and of a connection with one
-/// stream that sends far more it ends all. More than [`MAX_HEADER_BYTES`] is refused there too, and nobody is hurt.
-const MOST_HEADER_LIST: u32 = 4 * MAX_HEADER_BYTES as u32;
-/// What of a reply waits to be sent on one stream of HTTP/2; its caller may not read.
-const MOST_UNSENT: usize = 128 * 1024;
 /// When the agent ends, connections that were on their way here are still accepted for so long.
 const LINGER: Duration = Duration::from_secs(1);
 /// And those that were taken in are closed when no request has come on them for so long.
@@ -383,30 +374,20 @@ async fn serve(
     let (interim, line) = (Arc::clone(&caller.interim), Arc::clone(&caller.line));
     let (stream, writer) = stream.into_split();
     let watch = Watch(Some(writer));
-    let io = TokioIo::new(CallerIo { first, sent: 0, stream, guard, state: Reading::On, line, interim });
+    let io = CallerIo { first, sent: 0, stream, guard, state: Reading::On, line, interim };
     let at_work = Rc::clone(&caller);
-    let service = service_fn(move |request| request::handle(Rc::clone(&worker), Rc::clone(&caller), request));
     if http2 {
-        let connection = http2::Builder::new(LocalExecutor)
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_concurrent_streams(MOST_STREAMS)
-            .max_header_list_size(MOST_HEADER_LIST)
-            .max_send_buf_size(MOST_UNSENT)
-            .serve_connection(io, service);
-        tokio::pin!(connection);
-        tokio::select! {
-            ended = connection.as_mut() => return Ok(ended?),
-            () = closing.is_due() => connection.as_mut().graceful_shutdown(),
-        }
-        Ok(connection.await?)
+        http2::serve(&worker, &caller, io, closing.is_due()).await
     } else {
+        let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
+            request::handle(Rc::clone(&worker), Rc::clone(&caller), request.map(Incoming::Http1))
+        });
         let connection = http1::Builder::new()
             .max_headers(MAX_FIELDS)
             .max_header_size(MAX_HEADER_BYTES)
             .max_buf_size(MAX_HEADER_BYTES)
             .header_read_timeout(None)
-            .serve_connection(io, service)
+            .serve_connection(TokioIo::new(io), service)
             .with_upgrades();
         tokio::pin!(connection);
         let mut hung_up = std::pin::pin!(watch.hung_up());

@@ -13,11 +13,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::time::Sleep;
 
 use crate::admit::Permit;
-use crate::body::{BodyError, Coming, grpc_status};
+use crate::body::{BodyError, Coming, Incoming, grpc_status};
 use crate::clock;
 use crate::forward::pool::Lease;
 use crate::message;
@@ -43,8 +42,6 @@ pub struct Relay {
     waiting: Waiting,
     /// Bytes that came.
     came: u64,
-    /// Its end is marked, on HTTP/2: a stream that is closed without the mark was cut.
-    ends_by_mark: bool,
     /// It was cut, and hyper has not been told yet.
     cut: Option<BodyError>,
     /// Where it ends with the caller's connection, and is not known to have come whole.
@@ -111,7 +108,6 @@ impl Relay {
     /// A relay for a reply whose head said `status`.
     pub fn new(body: Incoming, status: u16, grpc: bool, lease: Lease, permit: Permit) -> Self {
         let unjudged = Unjudged::of(permit, Outcome::Reply { status, grpc: None });
-        let ends_by_mark = matches!(lease, Lease::Http2(_));
         let (limit, coming, cut, open_ended, exchange) = (None, None, None, None, None);
         Self {
             body,
@@ -121,7 +117,6 @@ impl Relay {
             coming,
             waiting: Waiting::No,
             came: 0,
-            ends_by_mark,
             cut,
             open_ended,
             lease: Some(lease),
@@ -201,10 +196,6 @@ impl Relay {
             }
         };
         match ready!(polled) {
-            // hyper takes a stream that is reset with NO_ERROR for one that has ended.
-            None if self.ends_by_mark && !self.body.is_end_stream() => {
-                self.cut(Outcome::Reset, "the stream was closed before the reply's end".into(), cx)
-            }
             None => {
                 self.end(Outcome::Reply { status: self.status, grpc: None });
                 Poll::Ready(None)
@@ -212,7 +203,7 @@ impl Relay {
             Some(Err(error)) => {
                 // An instance breaks off too when the request's own body does.
                 let failed = self.coming() == Some(Coming::Failed);
-                self.cut(if failed { Outcome::CallersFault } else { Outcome::Reset }, error.into(), cx)
+                self.cut(if failed { Outcome::CallersFault } else { Outcome::Reset }, error, cx)
             }
             Some(Ok(mut frame)) => {
                 self.came += frame.data_ref().map_or(0, |data| data.len() as u64);

@@ -15,16 +15,15 @@ use http::header::{CONNECTION, HOST};
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Version};
 use http_body::Body;
-use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use switchyard_proto::v1::Protocol;
 
 use crate::admit::Permit;
-use crate::body::{Coming, ReplyBody, RequestBody};
+use crate::body::{Coming, Incoming, ReplyBody, RequestBody};
 use crate::choose::{self, Tried};
 use crate::classify::{self, Verdict};
 use crate::forward::{self, Connection, Failure};
-use crate::interim::{self, Interim};
+use crate::interim::{self, ToCaller};
 use crate::matching::{self, View};
 use crate::message::{self, Facts};
 use crate::record::Exchange;
@@ -242,8 +241,7 @@ async fn attempt(
     let last = !again && (call.facts.already_retried || policy.is_none_or(|p| retries >= p.max_retries));
     let limits = call.limits(policy);
     let version = call.parts.version;
-    // The library does not tell of a 100 on HTTP/2, so nobody waits for one there.
-    let expects = call.facts.expects_continue && !forward::speaks_http2(table.instance(at), version);
+    let expects = call.facts.expects_continue;
     let upgrade = call.facts.upgrade;
     let coming = call.body.coming();
     if coming.is_some() {
@@ -375,7 +373,7 @@ struct Call<'a> {
     ours: Option<Instant>,
     try_timeout: Option<Duration>,
     /// Where interim replies go, if the caller takes them.
-    interim: Option<Arc<Interim>>,
+    interim: Option<ToCaller>,
 }
 
 /// When a try must be over.
@@ -419,8 +417,8 @@ impl<'a> Call<'a> {
         let callers = facts.has_deadline.then(|| retry::callers_timeout(&parts.headers)).flatten();
         let [callers, ours] =
             [callers, rule.request_timeout].map(|limit| limit.and_then(|limit| start.checked_add(limit)));
+        let interim = ToCaller::of(parts.version, &body, &caller.interim);
         let body = if body.is_end_stream() { Source::Empty } else { Source::Once(Some(body), Rc::default()) };
-        let interim = (parts.version == Version::HTTP_11).then(|| Arc::clone(&caller.interim));
         Self { caller, parts, body, facts, start, callers, ours, try_timeout: rule.try_timeout, interim }
     }
 

@@ -135,13 +135,20 @@ pub struct RawServer {
 impl RawServer {
     /// Runs this for every connection.
     pub fn start<F: Future<Output = ()> + Send + 'static>(serve: impl Fn(Wire) -> F + Send + 'static) -> Self {
+        Self::start_with(move |stream| serve(Wire::of(stream)))
+    }
+
+    /// The same, for what speaks another way.
+    pub fn start_with<F: Future<Output = ()> + Send + 'static>(
+        serve: impl Fn(TcpStream) -> F + Send + 'static,
+    ) -> Self {
         let listener: TcpListener = listener("127.0.0.1:0".parse().unwrap());
         let address = listener.local_addr().unwrap();
         let task = tokio::spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
                 stream.set_nodelay(true).unwrap();
-                connections.spawn(serve(Wire::of(stream)));
+                connections.spawn(serve(stream));
             }
         });
         Self { address, task }

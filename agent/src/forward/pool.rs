@@ -6,16 +6,14 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use hyper::client::conn::{http1, http2};
-use hyper_util::rt::TokioIo;
+use bytes::Bytes;
+use h2::client;
+use hyper::client::conn::http1;
 
-use super::LocalExecutor;
-use super::watched::Watched;
 use crate::body::RequestBody;
 use crate::clock;
 
@@ -44,7 +42,7 @@ struct Connections {
 #[derive(Debug, Clone)]
 pub struct Http2 {
     /// What requests are handed to.
-    pub sender: http2::SendRequest<RequestBody>,
+    pub sender: client::SendRequest<Bytes>,
     state: Rc<Http2State>,
 }
 
@@ -52,8 +50,6 @@ pub struct Http2 {
 struct Http2State {
     streams: Cell<usize>,
     free_since: Cell<Instant>,
-    /// Nothing once it has ended: that it is dropped is how its senders know.
-    connection: RefCell<Option<http2::Connection<TokioIo<Watched>, RequestBody, LocalExecutor>>>,
     ended: Rc<Cell<bool>>,
 }
 
@@ -79,32 +75,10 @@ impl Drop for Stream {
 }
 
 impl Http2 {
-    /// A new connection, to be run until it ends. `ended` becomes true when no more can be read or written.
-    pub fn new(
-        sender: http2::SendRequest<RequestBody>,
-        connection: http2::Connection<TokioIo<Watched>, RequestBody, LocalExecutor>,
-        ended: Rc<Cell<bool>>,
-    ) -> Self {
+    /// A new connection. `ended` becomes true when no more can be read or written.
+    pub fn new(sender: client::SendRequest<Bytes>, ended: Rc<Cell<bool>>) -> Self {
         let (streams, free_since) = (Cell::new(0), Cell::new(clock::now()));
-        Self {
-            sender,
-            state: Rc::new(Http2State { streams, free_since, connection: RefCell::new(Some(connection)), ended }),
-        }
-    }
-
-    /// Runs the connection.
-    pub fn run(&self) -> impl Future<Output = ()> + use<> {
-        let state = Rc::clone(&self.state);
-        // How it ends is seen by its requests.
-        std::future::poll_fn(move |cx: &mut Context<'_>| -> Poll<()> {
-            let mut connection = state.connection.borrow_mut();
-            let ended = connection.as_mut().is_none_or(|connection| Pin::new(connection).poll(cx).is_ready());
-            if ended {
-                *connection = None;
-                return Poll::Ready(());
-            }
-            Poll::Pending
-        })
+        Self { sender, state: Rc::new(Http2State { streams, free_since, ended }) }
     }
 
     /// One more stream on it.
@@ -113,9 +87,14 @@ impl Http2 {
         Stream(Rc::clone(&self.state))
     }
 
+    /// Whether it takes no more requests: it has ended, or is about to, or its streams are used up.
+    fn is_closed(&mut self) -> bool {
+        // Where it could be pending, it belongs to a single request.
+        matches!(self.sender.poll_ready(&mut Context::from_waker(Waker::noop())), Poll::Ready(Err(_)))
+    }
+
     fn has_room(&self) -> bool {
-        let connection = self.state.connection.borrow();
-        connection.as_ref().is_some_and(|connection| self.state.streams.get() < connection.current_max_send_streams())
+        self.state.streams.get() < self.sender.current_max_send_streams()
     }
 
     fn is_in_use(&self, now: Instant) -> bool {
@@ -169,7 +148,7 @@ impl Pool {
     pub fn http2(&self, instance: u64) -> Option<Http2> {
         let mut instances = self.instances.borrow_mut();
         let connections = &mut instances.get_mut(&instance)?.http2;
-        connections.retain(|connection| !connection.sender.is_closed());
+        connections.retain_mut(|connection| !connection.is_closed());
         let with_room = connections.iter().find(|connection| connection.has_room());
         let least =
             || connections.iter().min_by_key(|c| c.state.streams.get()).filter(|_| connections.len() >= MOST_HTTP2);
@@ -185,13 +164,6 @@ impl Pool {
         }
     }
 
-    /// Keeps an HTTP/2 connection no longer: it takes no more requests.
-    pub fn forget_http2(&self, instance: u64, connection: &Http2) {
-        if let Some(connections) = self.instances.borrow_mut().get_mut(&instance) {
-            connections.http2.retain(|kept| !Rc::ptr_eq(&kept.state, &connection.state));
-        }
-    }
-
     /// A lease on an HTTP/1 connection.
     pub fn lease(&self, instance: u64, sender: http1::SendRequest<RequestBody>, with_body: bool) -> Lease {
         Lease::Http1 { sender, instance, pool: self.share(), with_body }
@@ -201,7 +173,7 @@ impl Pool {
     pub fn sweep(&self, now: Instant) {
         self.instances.borrow_mut().retain(|_, connections| {
             connections.http1.retain(|c| !c.sender.is_closed() && now.saturating_duration_since(c.since) < IDLE);
-            connections.http2.retain(|c| !c.sender.is_closed() && c.is_in_use(now));
+            connections.http2.retain_mut(|c| !c.is_closed() && c.is_in_use(now));
             !connections.http1.is_empty() || !connections.http2.is_empty()
         });
     }

@@ -12,14 +12,14 @@ use tokio::net::TcpStream;
 
 /// A connection, and whether it has come to its end.
 #[derive(Debug)]
-pub struct Watched {
+pub(super) struct Watched {
     stream: TcpStream,
     ended: Rc<Cell<bool>>,
 }
 
 impl Watched {
     /// Watches it; the mark is set when nothing more comes, or it fails.
-    pub fn new(stream: TcpStream) -> (Self, Rc<Cell<bool>>) {
+    pub(super) fn new(stream: TcpStream) -> (Self, Rc<Cell<bool>>) {
         let ended = Rc::default();
         (Self { stream, ended: Rc::clone(&ended) }, ended)
     }

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 
-use crate::body::{BodyError, Coming};
+use crate::body::{BodyError, Coming, Incoming};
 use crate::message;
 
 /// What has come of a body so far.
@@ -33,7 +33,7 @@ pub struct Kept<B> {
 
 /// One try's view of the body, from its beginning.
 #[derive(Debug)]
-pub struct Replay<B = hyper::body::Incoming> {
+pub struct Replay<B = Incoming> {
     kept: Rc<RefCell<Kept<B>>>,
     position: usize,
     sent_trailers: bool,
@@ -42,7 +42,7 @@ pub struct Replay<B = hyper::body::Incoming> {
 
 /// The body of a request that may be sent again.
 #[derive(Debug)]
-pub struct Replayable<B = hyper::body::Incoming>(Rc<RefCell<Kept<B>>>);
+pub struct Replayable<B = Incoming>(Rc<RefCell<Kept<B>>>);
 
 impl<B: Body<Data = Bytes> + Unpin> Replayable<B>
 where
