@@ -18,7 +18,7 @@ use crate::object::ServiceKey;
 /// Names a resource.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Key {
-    /// The Service; for workloads, the node's name with no namespace.
+    /// The Service; for workloads, the node's name with no namespace, and no name for those that every node is told of.
     pub service: ServiceKey,
     /// Which of its resources.
     pub kind: v1::Kind,
@@ -45,6 +45,11 @@ impl Key {
         Some(Self { service: ServiceKey { namespace: key.namespace, name: key.name }, kind })
     }
 
+    /// Whether the agent of a node is given what has this key.
+    fn is_given(&self, node: &str) -> bool {
+        self.kind != v1::Kind::Workloads || self.service.name.is_empty() || self.service.name == node
+    }
+
     pub(crate) fn to_wire(&self) -> v1::ResourceKey {
         v1::ResourceKey {
             kind: self.kind.into(),
@@ -62,6 +67,9 @@ impl fmt::Display for Key {
             v1::Kind::Workloads => "workloads",
             v1::Kind::Unspecified => "nothing",
         };
+        if self.kind == v1::Kind::Workloads && self.service.name.is_empty() {
+            return write!(f, "{kind}");
+        }
         if self.kind == v1::Kind::Workloads {
             return write!(f, "{kind} of node {}", self.service.name);
         }
@@ -93,7 +101,8 @@ impl Snapshot {
         self.put(key(v1::Kind::Instances), &encoded[1], Content::Instances(instances)) || is_change
     }
 
-    /// Takes in who runs on a node; whether that is a change. A node that nobody runs on is forgotten.
+    /// Takes in who runs on a node, or, with no name, who there is wherever it runs; whether that is a change. A node that nobody runs on
+    /// is forgotten.
     pub fn set_node(&mut self, node: &str, workloads: v1::LocalWorkloads) -> bool {
         let service = ServiceKey { namespace: String::new(), name: node.to_owned() };
         let key = Key { service, kind: v1::Kind::Workloads };
@@ -136,16 +145,15 @@ impl Snapshot {
         self.resources.get(key).map(Arc::as_ref)
     }
 
-    /// The resources that the agent of a node is given: all, but of the workloads only those on its own node.
+    /// The resources that the agent of a node is given: all, but of the workloads only those on its own node, and those on none.
     fn of_node<'a>(&'a self, node: &str) -> impl Iterator<Item = (&'a Key, &'a Arc<v1::Resource>)> {
-        self.resources.iter().filter(move |(key, _)| key.kind != v1::Kind::Workloads || key.service.name == node)
+        self.resources.iter().filter(move |(key, _)| key.is_given(node))
     }
 
     /// What the agent of a node that holds this lacks, and what it holds for nothing.
     pub fn delta(&self, node: &str, held: &Held) -> v1::Update {
         let lacks = self.of_node(node).filter(|(key, resource)| held.get(*key) != Some(&resource.version));
-        let is_given = |key: &Key| key.kind != v1::Kind::Workloads || key.service.name == node;
-        let surplus = held.keys().filter(|key| !self.resources.contains_key(*key) || !is_given(key));
+        let surplus = held.keys().filter(|key| !self.resources.contains_key(*key) || !key.is_given(node));
         v1::Update {
             revision: self.revision,
             upserts: lacks.map(|(_, resource)| v1::Resource::clone(resource)).collect(),
