@@ -73,7 +73,8 @@ async fn to_instance(
 ) -> Option<Made> {
     let service = table.at(service_at);
     let number = service.ports.get(port)?.number;
-    let rule = matching::first_for_connection(service, number).map(|entry| entry.rule);
+    let known = table.addresses.workload(caller.address.ip());
+    let rule = matching::first_for_connection(service, number, known.map(Arc::as_ref)).map(|entry| entry.rule);
     let mut tried = Tried::default();
     while tried.places.len() < MOST_TRIES {
         let (at, mut permit) = match choose::instance(worker, &table, (service_at, rule, port), &tried, clock::now()) {

@@ -7,9 +7,10 @@ use switchyard_proto::v1::Protocol;
 
 use crate::admit::{self, Standing};
 use crate::matching::View;
+use crate::message;
 use crate::refusal::{Reason, Refusal};
 use crate::retry::backoff::Strategy;
-use crate::table::{Destination, RetrySettings, Rule, Service, Table};
+use crate::table::{Destination, RetrySettings, Rule, Service, Table, Workload};
 use crate::transitions::word;
 
 /// Everything about one request.
@@ -132,6 +133,8 @@ pub struct Question<'a> {
     pub query: Option<&'a str>,
     /// The header fields, Host among them.
     pub headers: &'a HeaderMap,
+    /// Who sends it, where that is known.
+    pub caller: Option<&'a Workload>,
 }
 
 /// Explains what would become of a request. `now` is the time as circuits count it.
@@ -155,6 +158,8 @@ pub fn explain(table: &Table, question: &Question<'_>, now: admit::window::Milli
         query: question.query,
         headers: question.headers,
         port: number,
+        grpc: message::is_grpc(question.headers),
+        caller: question.caller,
     };
     let mut decided = None;
     let mut considered = Vec::new();

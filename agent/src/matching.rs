@@ -3,25 +3,40 @@
 //! Keeps true:
 //! - The order was decided by the controller; here it is only followed, so every agent gives the same answer.
 //! - The answer and its reason come out of one function: [`Entry::holds`] serves the proxy and `explain` alike.
-//! - What is compared is what is forwarded: the path as it stands in the request line, header fields after those that
-//!   Connection nominates have been taken out.
+//! - The index finds what a walk over the entries finds (`the_index_finds_what_a_walk_finds`).
+//! - What is compared is what is forwarded: the path in its normal form, header fields after those that Connection
+//!   nominates have been taken out.
 
 use http::{HeaderMap, Method};
 use switchyard_proto::v1;
 
-use crate::table::Service;
+use crate::table::{Service, Workload};
 
+/// The values that are compared.
+mod fields;
+/// gRPC calls.
+mod grpc;
+/// Finding the first entry among many.
+mod index;
 /// Comparing one value.
 mod matchers;
+/// Regular expressions.
+mod pattern;
+/// Who calls.
+mod source;
 
-pub use matchers::{NamedMatcher, PathMatcher};
+pub use fields::cookie;
+pub use grpc::GrpcMatcher;
+pub use index::Index;
+pub use matchers::{NamedMatcher, PathMatcher, PathPattern};
+pub use source::{SourceMatcher, Stranger};
 
 /// What of a request is looked at.
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
     /// The method.
     pub method: &'a Method,
-    /// The path, without the query.
+    /// The path in its normal form, without the query.
     pub path: &'a str,
     /// What follows the question mark.
     pub query: Option<&'a str>,
@@ -29,6 +44,10 @@ pub struct View<'a> {
     pub headers: &'a HeaderMap,
     /// The Service's port that the request came for.
     pub port: u16,
+    /// It is a gRPC call, by its content type.
+    pub grpc: bool,
+    /// Who sent it, where that is known.
+    pub caller: Option<&'a Workload>,
 }
 
 /// One entry of the ordered list: what must hold, and the rule that then decides.
@@ -41,8 +60,11 @@ pub struct Entry {
     port: Option<u16>,
     path: Option<PathMatcher>,
     method: Option<Method>,
-    headers: Vec<NamedMatcher>,
-    query: Vec<NamedMatcher>,
+    headers: Box<[NamedMatcher]>,
+    query: Box<[NamedMatcher]>,
+    cookies: Box<[NamedMatcher]>,
+    grpc: Option<Box<GrpcMatcher>>,
+    source: Option<Box<SourceMatcher>>,
 }
 
 /// Why an entry does not hold: the first condition that fails.
@@ -52,39 +74,50 @@ pub enum Mismatch<'e> {
     Port(u16),
     /// The path is another.
     Path(&'e PathMatcher),
+    /// It is no gRPC call, or another one.
+    Grpc(&'e GrpcMatcher),
     /// The method is another.
     Method(&'e Method),
     /// A header field is not as it must be.
     Header(&'e NamedMatcher),
     /// A query parameter is not as it must be.
     Query(&'e NamedMatcher),
+    /// A cookie is not as it must be.
+    Cookie(&'e NamedMatcher),
+    /// The caller is not one that it is for.
+    Source(Stranger<'e>),
 }
 
 /// The entry that decides about the request; `None`: no rule matches.
 pub fn first<'t>(service: &'t Service, view: &View<'_>) -> Option<&'t Entry> {
-    service.entries.iter().find(|entry| entry.holds(view).is_ok())
+    service.index.first(&service.entries, view)
 }
 
 /// The entry that decides about a connection which is not HTTP: the first one that asks for nothing that only HTTP has.
-pub fn first_for_connection(service: &Service, port: u16) -> Option<&Entry> {
-    service.entries.iter().find(|entry| entry.holds_for_connection(port))
+pub fn first_for_connection<'t>(service: &'t Service, port: u16, caller: Option<&Workload>) -> Option<&'t Entry> {
+    service.index.for_connections(&service.entries).find(|entry| entry.holds_for_connection(port, caller))
 }
 
 impl Entry {
-    fn holds_for_connection(&self, port: u16) -> bool {
-        self.port.is_none_or(|p| p == port)
-            && self.path.is_none()
+    /// Whether it asks for nothing that only HTTP has.
+    fn is_for_connections(&self) -> bool {
+        self.path.is_none()
             && self.method.is_none()
-            && self.headers.is_empty()
-            && self.query.is_empty()
+            && self.grpc.is_none()
+            && [&self.headers, &self.query, &self.cookies].into_iter().all(|named| named.is_empty())
+    }
+
+    fn holds_for_connection(&self, port: u16, caller: Option<&Workload>) -> bool {
+        self.port.is_none_or(|p| p == port) && self.source.as_ref().is_none_or(|source| source.holds(caller).is_ok())
     }
 
     /// From the wire.
     ///
     /// # Errors
-    /// What cannot be compiled, as a lower-case fragment: a regular expression, a method, a kind of match.
+    /// What cannot be compiled, as a lower-case fragment: a method, a kind of match. Regular expressions are compiled when they are
+    /// first asked; [`Entry::check`] tells before.
     pub fn compile(wire: &v1::Match) -> Result<Self, String> {
-        let named = |list: &[v1::NamedMatch]| list.iter().map(NamedMatcher::compile).collect::<Result<Vec<_>, _>>();
+        let texts = |list: &[v1::NamedMatch]| list.iter().map(NamedMatcher::of_text).collect::<Result<_, _>>();
         let method = match wire.method.as_str() {
             "" => None,
             name => Some(Method::from_bytes(name.as_bytes()).map_err(|_| format!("{name:?} is not a method"))?),
@@ -95,9 +128,22 @@ impl Entry {
             port: u16::try_from(wire.port).ok().filter(|p| *p != 0),
             path: wire.path.as_ref().map(PathMatcher::compile).transpose()?,
             method,
-            headers: named(&wire.headers)?,
-            query: named(&wire.query_params)?,
+            headers: wire.headers.iter().map(NamedMatcher::of_header).collect::<Result<_, _>>()?,
+            query: texts(&wire.query_params)?,
+            cookies: texts(&wire.cookies)?,
+            grpc: wire.grpc.as_ref().map(|grpc| Box::new(GrpcMatcher::compile(grpc))),
+            source: wire.source.as_ref().map(|source| Box::new(SourceMatcher::compile(source))),
         })
+    }
+
+    /// Whether its regular expressions can be compiled.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check(&self) -> Result<(), String> {
+        self.path.as_ref().map_or(Ok(()), PathMatcher::check)?;
+        let mut named = [&self.headers, &self.query, &self.cookies].into_iter().flatten();
+        named.try_for_each(NamedMatcher::check)
     }
 
     /// Whether the request is one that this entry describes.
@@ -115,6 +161,11 @@ impl Entry {
         {
             return Err(Mismatch::Path(path));
         }
+        if let Some(grpc) = &self.grpc
+            && !(view.grpc && grpc.matches(view.path))
+        {
+            return Err(Mismatch::Grpc(grpc));
+        }
         if let Some(method) = &self.method
             && method != view.method
         {
@@ -123,8 +174,14 @@ impl Entry {
         if let Some(header) = self.headers.iter().find(|h| !h.matches_header(view.headers)) {
             return Err(Mismatch::Header(header));
         }
-        match self.query.iter().find(|q| !q.matches_query(view.query)) {
-            Some(query) => Err(Mismatch::Query(query)),
+        if let Some(cookie) = self.cookies.iter().find(|c| !c.matches_cookies(view.headers)) {
+            return Err(Mismatch::Cookie(cookie));
+        }
+        if let Some(query) = self.query.iter().find(|q| !q.matches_query(view.query)) {
+            return Err(Mismatch::Query(query));
+        }
+        match &self.source {
+            Some(source) => source.holds(view.caller).map_err(Mismatch::Source),
             None => Ok(()),
         }
     }
@@ -135,9 +192,12 @@ impl std::fmt::Display for Mismatch<'_> {
         match self {
             Self::Port(port) => write!(f, "it is for port {port}"),
             Self::Path(path) => write!(f, "path is not {path}"),
+            Self::Grpc(grpc) => write!(f, "it is not a gRPC call of {grpc}"),
             Self::Method(method) => write!(f, "method is not {method}"),
             Self::Header(header) => write!(f, "header {header}"),
             Self::Query(query) => write!(f, "query parameter {query}"),
+            Self::Cookie(cookie) => write!(f, "cookie {cookie}"),
+            Self::Source(stranger) => write!(f, "{stranger}"),
         }
     }
 }
@@ -147,9 +207,12 @@ impl std::fmt::Display for Entry {
         let mut parts = Vec::new();
         parts.extend(self.port.map(|port| format!("port {port}")));
         parts.extend(self.path.as_ref().map(|path| format!("path {path}")));
+        parts.extend(self.grpc.as_ref().map(|grpc| format!("gRPC call of {grpc}")));
         parts.extend(self.method.as_ref().map(|method| format!("method {method}")));
         parts.extend(self.headers.iter().map(|header| format!("header {}", header.condition())));
+        parts.extend(self.cookies.iter().map(|cookie| format!("cookie {}", cookie.condition())));
         parts.extend(self.query.iter().map(|query| format!("query parameter {}", query.condition())));
+        parts.extend(self.source.as_ref().map(|source| format!("a caller of {source}")));
         if parts.is_empty() { f.write_str("every request") } else { f.write_str(&parts.join(", ")) }
     }
 }

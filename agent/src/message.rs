@@ -4,6 +4,7 @@
 //! Keeps true: whatever reaches an instance is exactly one request. hyper refuses what it cannot read; what it does let
 //! through and two parsers could read differently is refused here. One pass over the fields does all of it.
 
+use std::borrow::Cow;
 use std::net::Ipv6Addr;
 
 use http::header::{
@@ -13,6 +14,7 @@ use http::header::{
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, Method, Response, StatusCode, Uri, Version};
+use switchyard_proto::path;
 
 use crate::ids;
 use crate::refusal::{Reason, Refusal};
@@ -45,8 +47,8 @@ pub struct Facts {
     pub trace: bool,
 }
 
-/// Checks a request's head and takes out of it what is not for the instance. Afterwards the target is in origin form (or `*`) and
-/// there is exactly one Host.
+/// Checks a request's head and takes out of it what is not for the instance. Afterwards the target is in origin form (or `*`), its
+/// path in normal form, and there is exactly one Host.
 ///
 /// # Errors
 /// A refusal, when the request could be read in more than one way or is not one for a proxy of this kind.
@@ -90,6 +92,7 @@ pub fn prepare(parts: &mut Parts) -> Result<Facts, Refusal> {
         return Err(Refusal::new(Reason::BadRequest, "more than one Content-Length"));
     }
     host(parts)?;
+    normal_path(parts)?;
     if max_forwards && (parts.method == Method::OPTIONS || parts.method == Method::TRACE) {
         one_hop_fewer(&mut parts.headers)?;
     }
@@ -192,6 +195,24 @@ fn host(parts: &mut Parts) -> Result<(), Refusal> {
     if !path.starts_with('/') && (path != "*" || !options) {
         return bad("the target is not a path");
     }
+    Ok(())
+}
+
+/// Puts the path into its normal form, in which it is matched and passed on. `*` is none.
+fn normal_path(parts: &mut Parts) -> Result<(), Refusal> {
+    let bad = |detail: String| Refusal::new(Reason::BadRequest, detail);
+    let given = parts.uri.path();
+    if given == "*" {
+        return Ok(());
+    }
+    let Cow::Owned(normal) = path::normal(given).map_err(|fault| bad(fault.to_string()))? else { return Ok(()) };
+    let target = match parts.uri.query() {
+        Some(query) => format!("{normal}?{query}"),
+        None => normal,
+    };
+    // Encoded it may have become too long.
+    let target = PathAndQuery::try_from(target).map_err(|error| bad(format!("the target is no path: {error}")))?;
+    parts.uri = Uri::from(target);
     Ok(())
 }
 
@@ -490,6 +511,27 @@ mod tests {
             parts.version = Version::HTTP_2;
             assert_eq!(prepare(&mut parts).is_ok(), good, "{uri}");
         }
+    }
+
+    #[test]
+    fn a_path_is_passed_on_in_its_normal_form_and_the_query_as_it_is() {
+        for (uri, wanted) in [
+            ("/%61dmin?x=%61&y=/../z", "/admin?x=%61&y=/../z"),
+            ("/x/../admin?", "/admin?"),
+            ("//admin", "/admin"),
+            ("http://a/x/%2e%2e", "/"),
+            ("/a%2fb", "/a%2Fb"),
+        ] {
+            let mut parts = parts("GET", uri, &[("host", "a")]);
+            prepare(&mut parts).unwrap();
+            assert_eq!(parts.uri, wanted, "{uri}");
+        }
+        for odd in ["/..", "/x/../../y", "/%zz", "/%2", "/a%00"] {
+            assert_eq!(reason("GET", odd, &[("host", "a")]), Some(Reason::BadRequest), "{odd}");
+        }
+        let mut all = parts("OPTIONS", "*", &[("host", "a")]);
+        prepare(&mut all).unwrap();
+        assert_eq!(all.uri, "*");
     }
 
     #[test]

@@ -130,12 +130,15 @@ async fn serve(
             format!("port {} of {} is not HTTP (appProtocol, or its name)", service_port.number, service.label);
         return Err(Refusal::new(Reason::NotSupported, detail));
     }
+    let known = || table.addresses.workload(caller.address.ip()).map(Arc::as_ref);
     let view = View {
         method: &parts.method,
         path: parts.uri.path(),
         query: parts.uri.query(),
         headers: &parts.headers,
         port: service_port.number,
+        grpc: facts.grpc,
+        caller: if service.index.asks_who_calls() { known() } else { None },
     };
     let rule_at = matching::first(service, &view).map(|entry| entry.rule);
     let rule = service.rule(rule_at);

@@ -90,7 +90,7 @@ impl Resources {
                     if entry.rule as usize >= routes.rules.len() {
                         return Err(format!("a match refers to rule {}, which is not there", entry.rule));
                     }
-                    Entry::compile(entry)?;
+                    Entry::compile(entry)?.check()?;
                 }
                 Ok(())
             }

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use switchyard_proto::v1;
 
-use crate::matching::Entry;
+use crate::matching::{Entry, Index};
 use crate::record::metrics::Series;
 use crate::refusal::{Reason, Refusal};
 use crate::resources::{ResourceKey, Resources};
@@ -94,6 +94,8 @@ pub struct Service {
     pub ports: Vec<Port>,
     /// What matches requests to rules, in order of precedence.
     pub entries: Vec<Entry>,
+    /// How the first of them that holds is found.
+    pub index: Index,
     /// The rules; `entries` refer to them by position.
     pub rules: Vec<Rule>,
     /// What holds when no rule matches: all ready instances take part.

@@ -15,7 +15,7 @@ use switchyard_agent::message;
 use switchyard_agent::refusal::Refusal;
 use switchyard_agent::resources::Resources;
 use switchyard_agent::runtime::Runtime;
-use switchyard_agent::table::{self, Table};
+use switchyard_agent::table::{self, Table, Workload};
 use switchyard_controller::object::ServiceKey;
 use switchyard_controller::snapshot::Snapshot;
 use switchyard_controller::world::World;
@@ -34,6 +34,7 @@ Examples:
   switchyard explain --manifests examples/canary http://my-service.shop/
   switchyard explain --manifests examples/canary -H 'x-version: v2' \\
     -X POST 'http://my-service.shop/cart?beta=1'
+  switchyard explain --manifests rules --from web/frontend-0 http://my-service.shop/
   kubectl switchyard explain -n shop -H 'x-version: v2' http://my-service.shop/
 
 Exit status: 0 when the request would be routed, 1 when it would be refused, 2 when that could not be told.")]
@@ -52,6 +53,9 @@ pub(crate) struct Explain {
     /// The request's method.
     #[arg(short = 'X', long = "request", value_name = "METHOD", default_value = "GET")]
     method: String,
+    /// Who sends the request: a Pod, or any caller of a namespace (without labels). Not given: nobody that is known.
+    #[arg(long, value_name = "NAMESPACE[/POD]")]
+    from: Option<String>,
     /// The Service that takes requests whose Host names none, as for `run`.
     #[arg(long, value_name = "NAMESPACE/NAME")]
     default_service: Option<table::ServiceKey>,
@@ -125,11 +129,27 @@ fn request(args: &Explain) -> Result<Parts> {
     Ok(request.body(()).with_context(|| format!("{url:?} is not a URL that can be asked for"))?.into_parts().0)
 }
 
+/// Who sends the request, as an agent would know it.
+fn caller(world: &World, from: &str, place: &str) -> Result<Workload> {
+    let Some((namespace, name)) = from.split_once('/') else {
+        return Ok(Workload { namespace: from.to_owned(), ..Workload::default() });
+    };
+    let pod = world.pod(namespace, name).with_context(|| format!("--from {from}: there is no such Pod in {place}"))?;
+    Ok(Workload {
+        namespace: pod.namespace.clone(),
+        name: pod.name.clone(),
+        service_account: pod.service_account.clone(),
+        labels: pod.labels.clone(),
+        addresses: pod.addresses.clone(),
+    })
+}
+
 /// What an agent would have of some manifests, and what it would not.
 struct Offline {
     world: World,
     table: Table,
     runtime: Runtime,
+    caller: Option<Workload>,
 }
 
 impl Offline {
@@ -171,7 +191,8 @@ impl Offline {
         if let Some(missing) = default_service.filter(|key| table.service(key).is_none()) {
             console::say(format_args!("note: --default-service {missing}: there is no such Service"));
         }
-        Ok(Self { world, table, runtime })
+        let caller = args.from.as_deref().map(|from| caller(&world, from, &place)).transpose()?;
+        Ok(Self { world, table, runtime, caller })
     }
 
     fn explain(&self, request: &Parts) -> Result<Explanation, Refusal> {
@@ -180,6 +201,7 @@ impl Offline {
             path: request.uri.path(),
             query: request.uri.query(),
             headers: &request.headers,
+            caller: self.caller.as_ref(),
         };
         let now = self.runtime.millis(switchyard_agent::clock::now());
         let mut explanation = explain(&self.table, &question, now)?;
@@ -204,7 +226,7 @@ impl Offline {
                 continue;
             }
             for (position, entry) in (0..).zip(&rule.spec.matches) {
-                if let Some(why) = entry_left_out(entry) {
+                if let Some(why) = entry_left_out(rule, entry) {
                     say(Some(position), &why);
                 }
             }

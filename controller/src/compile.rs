@@ -5,10 +5,10 @@
 //! (`the_order_in_which_objects_come_leaves_no_trace`), and equal config encodes to equal bytes; whatever `World::apply`
 //! does not call dirty compiles to what it compiled to before (`a_change_dirties_every_service_that_it_alters`).
 //!
-//! A rule is left out where compiling what is enforced of it would make it match or do something else than it says: a
-//! consumer rule, a rule none of whose matches can be told yet, a rule with nothing but filters.
+//! A rule is left out where compiling what is enforced of it would make it do something else than it says: a rule with nothing
+//! but filters.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use switchyard_crds::shape::nearest;
 use switchyard_crds::{Finding, ObjectName, Reason, RetryPolicy};
@@ -97,16 +97,29 @@ impl Compiled {
 
 /// Who runs on a node.
 pub fn node(world: &World, name: &str) -> v1::LocalWorkloads {
+    workloads(world, world.pods_on(name))
+}
+
+/// Who there is, wherever it runs.
+pub fn everybody(world: &World) -> v1::LocalWorkloads {
+    workloads(world, world.pods())
+}
+
+fn workloads<'a>(world: &World, pods: impl Iterator<Item = &'a Pod>) -> v1::LocalWorkloads {
+    let asked: BTreeSet<&str> = world.labels_of_callers().collect();
     let workload = |pod: &Pod| v1::Workload {
         addresses: pod.addresses.iter().map(ToString::to_string).collect(),
         namespace: pod.namespace.clone(),
         name: pod.name.clone(),
         service_account: pod.service_account.clone(),
-        // No rule asks who calls yet.
-        labels: BTreeMap::new(),
+        labels: pod.labels.iter().filter(|(label, _)| asked.contains(label.as_str())).map(own).collect(),
     };
-    let known = world.pods_on(name).filter(|pod| !pod.addresses.is_empty());
+    let known = pods.filter(|pod| !pod.addresses.is_empty());
     v1::LocalWorkloads { workloads: known.map(workload).collect() }
+}
+
+fn own((name, value): (&String, &String)) -> (String, String) {
+    (name.clone(), value.clone())
 }
 
 /// Whether the agents of a cluster must know a Service: it is opted in, or rules of one that is send requests to it.

@@ -376,6 +376,7 @@ impl Pipeline {
             return take(&mut self.reports);
         }
         let mut services = Vec::new();
+        let mut has_callers_changed = false;
         for unit in take(&mut self.dirty) {
             match unit {
                 Unit::Service(key) => {
@@ -383,12 +384,17 @@ impl Pipeline {
                         services.push(key.to_string());
                     }
                 }
+                // A folder's agents run on no node of it, and any of its Pods may call through them.
+                Unit::Node(_) if !self.is_cluster => has_callers_changed = true,
                 Unit::Node(name) => {
                     if self.snapshot.set_node(&name, compile::node(&self.world, &name)) {
                         services.push(format!("node {name}"));
                     }
                 }
             }
+        }
+        if has_callers_changed && self.snapshot.set_node("", compile::everybody(&self.world)) {
+            services.push("the Pods that call".to_owned());
         }
         let changed = take(&mut self.changed);
         if !services.is_empty() || self.snapshot.revision() == 0 {

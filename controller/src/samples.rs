@@ -95,8 +95,11 @@ fn slice() -> impl Strategy<Value = Object> {
 }
 
 fn pod() -> impl Strategy<Value = Object> {
-    (namespace(), name("pq"), labels())
-        .prop_map(|(namespace, name, labels)| Object::Pod(Pod { namespace, name, labels, ..Pod::default() }))
+    let node = option::of(Just("n1".to_owned()));
+    (namespace(), name("pq"), labels(), node).prop_map(|(namespace, name, labels, node)| {
+        let addresses = vec![[10, 0, 0, 1].into()];
+        Object::Pod(Pod { namespace, name, labels, node, addresses, ..Pod::default() })
+    })
 }
 
 fn metadata(namespace: &str, name: &str, day: Option<u8>) -> Value {
@@ -115,18 +118,23 @@ fn entry() -> impl Strategy<Value = Value> {
         json!({"type": "RegularExpression", "value": "/[a-z]+"}),
     ]);
     let named = || vec(name("xy").prop_map(|name| json!({"name": name, "value": "1"})), 0..3);
-    (path, option::of(Just("GET")), named(), named(), prop::bool::weighted(0.1)).prop_map(
-        |(path, method, headers, params, has_cookie)| {
-            let mut entry = json!({"method": method, "headers": headers, "queryParams": params});
-            if !path.is_null() {
-                entry["path"] = path;
-            }
-            if has_cookie {
-                entry["cookies"] = json!([{"name": "c", "value": "1"}]);
-            }
-            entry
-        },
-    )
+    let cookies = vec(name("cd").prop_map(|name| json!({"name": name, "value": "1"})), 0..2);
+    let grpc = option::weighted(0.2, (option::of(name("ab")), option::of(name("mn"))));
+    let source = option::weighted(0.3, (option::of(namespace()), labels()));
+    let what = (path, option::of(Just("GET")), grpc);
+    (what, named(), named(), cookies, source).prop_map(|((path, method, grpc), headers, params, cookies, source)| {
+        let mut entry = json!({"method": method, "headers": headers, "queryParams": params, "cookies": cookies});
+        if !path.is_null() {
+            entry["path"] = path;
+        }
+        if let Some((service, method)) = grpc {
+            entry["grpc"] = json!({"service": service, "method": method});
+        }
+        if let Some((namespace, labels)) = source {
+            entry["source"] = json!({"namespace": namespace, "labels": labels});
+        }
+        entry
+    })
 }
 
 fn selector() -> impl Strategy<Value = (Option<String>, Option<String>)> {

@@ -22,7 +22,7 @@ use crate::object::ServiceKey;
 /// Names a resource.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Key {
-    /// The Service; for workloads, the node's name with no namespace.
+    /// The Service; for workloads, the node's name with no namespace, and no name for those that every node is told of.
     pub service: ServiceKey,
     /// Which of its resources.
     pub kind: v1::Kind,
@@ -87,6 +87,11 @@ impl Key {
         Some(Self { service: ServiceKey { namespace: key.namespace, name: key.name }, kind })
     }
 
+    /// Whether the agent of a node is given what has this key: all, but of the workloads only those on its own node and those on none.
+    fn is_given(&self, node: &str) -> bool {
+        self.kind != v1::Kind::Workloads || self.service.name.is_empty() || self.service.name == node
+    }
+
     pub(crate) fn to_wire(&self) -> v1::ResourceKey {
         v1::ResourceKey {
             kind: self.kind.into(),
@@ -104,6 +109,9 @@ impl fmt::Display for Key {
             v1::Kind::Workloads => "workloads",
             v1::Kind::Unspecified => "nothing",
         };
+        if self.kind == v1::Kind::Workloads && self.service.name.is_empty() {
+            return write!(f, "{kind}");
+        }
         if self.kind == v1::Kind::Workloads {
             return write!(f, "{kind} of node {}", self.service.name);
         }
@@ -135,7 +143,8 @@ impl Snapshot {
         self.put(key(v1::Kind::Instances), &encoded[1], Content::Instances(instances)) || is_change
     }
 
-    /// Takes in who runs on a node; whether that is a change. A node that nobody runs on is forgotten.
+    /// Takes in who runs on a node, or, with no name, who there is wherever it runs; whether that is a change. A node that nobody runs on
+    /// is forgotten.
     pub fn set_node(&mut self, node: &str, workloads: v1::LocalWorkloads) -> bool {
         let service = ServiceKey { namespace: String::new(), name: node.to_owned() };
         let key = Key { service, kind: v1::Kind::Workloads };
@@ -209,7 +218,7 @@ impl Snapshot {
                     Some(known) => self.changes.range(known..).flat_map(|changed| changed.iter()).collect(),
                     None => self.resources.keys().chain(sent.resources.keys()).collect(),
                 };
-                self.difference(node, keys, |key| sent.version(key).filter(|_| is_given(key, node)))
+                self.difference(node, keys, |key| sent.version(key).filter(|_| key.is_given(node)))
             }
         }
     }
@@ -219,7 +228,7 @@ impl Snapshot {
         let mut update = v1::Update { revision: self.revision, ..v1::Update::default() };
         let mut about = Vec::new();
         for key in keys {
-            let published = self.resources.get(key).filter(|_| is_given(key, node));
+            let published = self.resources.get(key).filter(|_| key.is_given(node));
             match (published, has(key)) {
                 (Some(published), had) if had != Some(&published.resource.version) => {
                     // The bytes are shared.
@@ -232,11 +241,6 @@ impl Snapshot {
         }
         Delta { update, about }
     }
-}
-
-/// Whether the agent of a node is given a resource: all, but of the workloads only those on its own node.
-fn is_given(key: &Key, node: &str) -> bool {
-    key.kind != v1::Kind::Workloads || key.service.name == node
 }
 
 /// The first 64 bits of SHA-256, as 16 hexadecimal digits.

@@ -46,8 +46,10 @@ enum Link {
     Slice(ServiceKey),
     /// An EndpointSlice with an endpoint on this Pod.
     SliceOnPod(ObjectKey),
-    /// A Pod that runs on this node.
+    /// A Pod that runs on this node; of one that is on none (in a folder), the name is empty.
     PodOnNode(String),
+    /// A rule that asks for this label of callers.
+    SourceLabel(String),
 }
 
 impl World {
@@ -66,10 +68,12 @@ impl World {
             return BTreeSet::new();
         }
         let mut dirty = BTreeSet::new();
+        let asked: Option<BTreeSet<String>> =
+            (key.kind == Kind::RouteRule).then(|| self.labels_of_callers().map(str::to_owned).collect());
         let touched = |world: &Self, object: &Object, dirty: &mut BTreeSet<Unit>| {
             dirty.extend(world.touched_by(object).into_iter().map(Unit::Service));
-            if let Object::Pod(Pod { node: Some(node), .. }) = object {
-                dirty.insert(Unit::Node(node.clone()));
+            if let Object::Pod(pod) = object {
+                dirty.insert(Unit::Node(pod.node.clone().unwrap_or_default()));
             }
         };
         if let Some(old) = &old {
@@ -90,6 +94,9 @@ impl World {
             }
             self.objects.insert(key.clone(), new.clone());
             touched(self, new, &mut dirty);
+        }
+        if asked.is_some_and(|asked| !self.labels_of_callers().eq(asked.iter().map(String::as_str))) {
+            dirty.extend(self.nodes().map(|node| Unit::Node(node.to_owned())));
         }
         dirty
     }
@@ -151,6 +158,27 @@ impl World {
     pub fn pods_on(&self, node: &str) -> impl Iterator<Item = &Pod> {
         self.linked(Link::PodOnNode(node.to_owned())).filter_map(|key| match self.objects.get(key) {
             Some(Object::Pod(pod)) => Some(pod),
+            _ => None,
+        })
+    }
+
+    /// All Pods, node by node.
+    pub fn pods(&self) -> impl Iterator<Item = &Pod> {
+        self.nodes().flat_map(|node| self.pods_on(node))
+    }
+
+    /// The nodes that Pods run on.
+    fn nodes(&self) -> impl Iterator<Item = &str> {
+        self.links.range(Link::PodOnNode(String::new())..).map_while(|(link, _)| match link {
+            Link::PodOnNode(node) => Some(node.as_str()),
+            _ => None,
+        })
+    }
+
+    /// The labels by which some rule tells callers apart, in order.
+    pub fn labels_of_callers(&self) -> impl Iterator<Item = &str> {
+        self.links.range(Link::SourceLabel(String::new())..).map_while(|(link, _)| match link {
+            Link::SourceLabel(label) => Some(label.as_str()),
             _ => None,
         })
     }
@@ -347,7 +375,7 @@ fn pod_key(namespace: &str, name: &str) -> ObjectKey {
 fn links(object: &Object) -> BTreeSet<Link> {
     match object {
         Object::Namespace(_) | Object::Node(_) | Object::Service(_) => BTreeSet::new(),
-        Object::Pod(pod) => pod.node.clone().map(Link::PodOnNode).into_iter().collect(),
+        Object::Pod(pod) => [Link::PodOnNode(pod.node.clone().unwrap_or_default())].into(),
         Object::EndpointSlice(slice) => {
             let pods = slice.endpoints.iter().filter_map(|endpoint| endpoint.pod.as_deref());
             let pods = pods.map(|pod| Link::SliceOnPod(pod_key(&slice.namespace, pod)));
@@ -359,7 +387,9 @@ fn links(object: &Object) -> BTreeSet<Link> {
                 Link::NamesRetryPolicy(ObjectKey { kind: Kind::RetryPolicy, namespace, name: name.clone() })
             });
             let to = destinations(rule).map(Link::Destination);
-            to.chain(named).chain([Link::Rule(rule_service(rule))]).collect()
+            let sources = rule.spec.matches.iter().filter_map(|entry| entry.source.as_ref());
+            let labels = sources.flat_map(|source| source.labels.keys()).cloned().map(Link::SourceLabel);
+            to.chain(named).chain(labels).chain([Link::Rule(rule_service(rule))]).collect()
         }
         Object::CircuitPolicy(policy) => {
             targets(&policy.metadata.namespace, &policy.spec.target_refs).map(Link::Policy).collect()

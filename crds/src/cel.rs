@@ -85,11 +85,13 @@ pub(crate) fn route_rule() -> [Value; 1] {
 }
 
 /// A path that is compared as text is one.
-pub(crate) fn path_match() -> [Value; 2] {
+pub(crate) fn path_match() -> [Value; 3] {
+    let odd = r"//|\\|/(\.|%2[eE]){1,2}(/|$)|%($|[^0-9a-fA-F]|[0-9a-fA-F]($|[^0-9a-fA-F])|00)";
     let text = "self.type == 'RegularExpression'";
     [
         at("value", rule(&format!("{text} || self.value.startsWith('/')"), validate::PATH_START)),
         at("value", rule(&format!(r"{text} || !self.value.matches(r'[?# \x00-\x1f\x7f]')"), validate::PATH_ONLY)),
+        at("value", rule(&format!("{text} || !self.value.matches(r'{odd}')"), validate::PATH_NORMAL)),
     ]
 }
 

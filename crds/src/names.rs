@@ -42,6 +42,15 @@ pub const TOKEN: &str = "^[A-Za-z0-9!#$%&'*+.^_`|~-]+$";
 /// The same in words.
 pub const TOKEN_HINT: &str = "a name of letters, digits and !#$%&'*+.^_`|~-";
 
+/// The full name of a gRPC service, as protobuf spells it.
+pub const GRPC_SERVICE: &str = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$";
+/// The same in words.
+pub const GRPC_SERVICE_HINT: &str = "a gRPC service's full name, such as shop.Cart";
+/// The name of a method of a gRPC service.
+pub const GRPC_METHOD: &str = "^[A-Za-z_][A-Za-z0-9_]*$";
+/// The same in words.
+pub const GRPC_METHOD_HINT: &str = "a gRPC method's name, such as AddItem";
+
 /// A method. Methods tell lower case from upper case, and all that are in use are upper case.
 pub const METHOD: &str = "^[A-Z][A-Z0-9_-]*$";
 /// The same in words.

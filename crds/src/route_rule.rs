@@ -105,14 +105,14 @@ pub struct RouteMatch {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-validations" = crate::cel::named()))]
     pub query_params: Vec<QueryParamMatch>,
-    /// Cookies.
+    /// Cookies; of one that is sent twice, the first counts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-validations" = crate::cel::named()))]
     pub cookies: Vec<CookieMatch>,
     /// The gRPC service and method that is called.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grpc: Option<GrpcMatch>,
-    /// Who calls.
+    /// Who calls. A caller that is not known meets no entry that asks for something here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<SourceMatch>,
 }
@@ -133,7 +133,7 @@ pub struct PathMatch {
 /// How a path is compared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum PathMatchType {
-    /// The same path, character by character.
+    /// The same path, however it is spelt.
     Exact,
     /// The same segments at the beginning: `/api` matches `/api` and `/api/x`, not `/apis`.
     #[default]
@@ -207,11 +207,11 @@ named_match!(
 pub struct GrpcMatch {
     /// The full name of the service, such as `shop.Cart`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 1024))]
+    #[schemars(length(min = 1, max = 1024), regex(pattern = crate::names::GRPC_SERVICE))]
     pub service: Option<String>,
     /// The method, such as `AddItem`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 1024))]
+    #[schemars(length(min = 1, max = 1024), regex(pattern = crate::names::GRPC_METHOD))]
     pub method: Option<String>,
 }
 

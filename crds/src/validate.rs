@@ -20,16 +20,18 @@ mod route_rule;
 mod targets;
 
 pub use circuit_policy::validate_circuit_policy;
-pub use not_enforced::{entry_left_out, rule_left_out};
+pub use not_enforced::rule_left_out;
 pub use patterns::{REGEX_NFA_BYTES, whole_match};
 pub use retry_policy::validate_retry_policy;
-pub use route_rule::validate_route_rule;
+pub use route_rule::{consumer_namespace, entry_left_out, validate_route_rule};
 
 pub(crate) const NOWHERE: &str = "no request could go anywhere: give a destination with a weight above 0, or a filter of \
      type RequestRedirect or DirectResponse";
 pub(crate) const PATH_START: &str = "a path begins with `/`";
 pub(crate) const PATH_ONLY: &str =
     "a path has no `?`, `#`, space or control character in it; queryParams match the query";
+pub(crate) const PATH_NORMAL: &str = "no request has such a path when rules are asked: `.` and `..` are resolved, slashes in a row are one, a \
+     backslash is a slash, and behind `%` two hexadecimal digits stand, not 00";
 pub(crate) const HEADER_BLANK: &str =
     "a header field's value has no white space at either end, so no request would match";
 pub(crate) const CLASH: &str = "a name is asked for with two values, or as Absent and otherwise: no request has both; for either, \

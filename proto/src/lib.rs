@@ -1,7 +1,8 @@
 //! The wire between a controller and its agents: one delta stream per agent, as `switchyard.proto` describes it.
 //!
 //! This crate knows nothing of Kubernetes. It keeps one property of its own: the encoding of a resource is
-//! deterministic (maps are sorted), so that a hash of it can serve as its version.
+//! deterministic (maps are sorted), so that a hash of it can serve as its version. Beside the messages it holds what both
+//! sides must agree on to the letter.
 
 use prost::Message as _;
 
@@ -10,6 +11,9 @@ use prost::Message as _;
 pub mod v1 {
     tonic::include_proto!("switchyard.v1");
 }
+
+/// The spelling of paths.
+pub mod path;
 
 impl v1::Update {
     /// An update that brings these resources, and takes nothing away.

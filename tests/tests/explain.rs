@@ -111,37 +111,84 @@ fn what_would_be_answered_503_is_not_routed() {
     assert!(status == 1 && said.contains(detail), "{said}");
 }
 
-#[test]
-fn rules_that_are_left_out_are_named_and_why() {
-    let cookie =
-        rule("by-cookie", &format!("  matches: [{{path: {{value: /}}}}, {{cookies: [{{name: a, value: b}}]}}]\n{ANY}"));
-    let consumer = rule("of-a-consumer", &format!("  serviceNamespace: shop\n{ANY}"))
-        .replace("namespace: shop}", "namespace: web}");
-    let manifests = with_v1(&format!("{cookie}---\n{consumer}"));
-    let (status, said) = explain_in(manifests.path(), &["--output", "json", "my-service.shop"]);
+/// Rule, entry, whether it matched, and why, of each entry that was considered.
+fn considered(folder: &Path, args: &[&str]) -> Vec<(String, Option<u64>, bool, String)> {
+    let (status, said) = explain_in(folder, &[args, &["--output", "json", "my-service.shop"]].concat());
+    assert_eq!(status, 0, "{said}");
     let json: Value = serde_json::from_str(&said).unwrap();
-    let considered: Vec<_> = json["considered"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|c| {
-            (
-                c["rule"].as_str().unwrap(),
-                c["entry"].as_u64(),
-                c["matched"].as_bool().unwrap(),
-                c["why"].as_str().unwrap(),
-            )
-        })
-        .collect();
-    assert_eq!(status, 0);
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let all = json["considered"].as_array().unwrap().iter();
+    all.map(|c| (text(&c["rule"]), c["entry"].as_u64(), c["matched"].as_bool().unwrap(), text(&c["why"]))).collect()
+}
+
+fn seen(considered: &[(String, Option<u64>, bool, String)]) -> Vec<(&str, Option<u64>, bool, &str)> {
+    considered.iter().map(|(rule, entry, matched, why)| (rule.as_str(), *entry, *matched, why.as_str())).collect()
+}
+
+#[test]
+fn each_condition_that_fails_is_named() {
+    let asks = "  matches:
+  - cookies: [{name: cohort, value: b}]
+  - grpc: {service: shop.Cart, method: AddItem}
+  - {path: {type: Exact, value: /}, source: {namespace: web}}
+  - {path: {type: Exact, value: /}, method: GET, source: {serviceAccount: front, labels: {app: web}}}
+";
+    let manifests = with_v1(&rule("asks", &format!("{asks}{ANY}")));
+    let pod = "
+apiVersion: v1
+kind: Pod
+metadata: {name: p, namespace: other, labels: {app: api}}
+spec: {serviceAccountName: front, containers: []}
+";
+    manifests.write("pod.yaml", pod);
     assert_eq!(
-        considered,
+        seen(&considered(manifests.path(), &[])),
         [
-            ("shop/by-cookie", Some(0), true, "every request"),
-            ("shop/by-cookie", Some(1), false, "left out: cookies are not looked at yet"),
-            ("web/of-a-consumer", None, false, "left out: rules for another namespace's Service are not in force yet"),
+            (
+                "shop/asks",
+                Some(3),
+                false,
+                "who calls is not known, and it is for callers of service account front, label app = web"
+            ),
+            ("shop/asks", Some(1), false, "it is not a gRPC call of shop.Cart/AddItem"),
+            ("shop/asks", Some(2), false, "who calls is not known, and it is for callers of namespace web"),
+            ("shop/asks", Some(0), false, "cookie cohort is not b"),
         ]
     );
+    assert_eq!(
+        seen(&considered(manifests.path(), &["--from", "other/p", "-H", "Cookie: a=1; cohort=b"])),
+        [
+            ("shop/asks", Some(3), false, "the caller's label app is not web"),
+            ("shop/asks", Some(1), false, "it is not a gRPC call of shop.Cart/AddItem"),
+            ("shop/asks", Some(2), false, "the caller is not of namespace web"),
+            ("shop/asks", Some(0), true, "cookie cohort = b"),
+        ]
+    );
+    assert_eq!(
+        considered(manifests.path(), &["--from", "web"])[2].3,
+        "path /, a caller of namespace web",
+        "any caller of a namespace"
+    );
+    let (status, said) = explain_in(manifests.path(), &["--from", "web/nobody", "my-service.shop"]);
+    assert!(status == 2 && said.contains("--from web/nobody: there is no such Pod"), "{said}");
+}
+
+#[test]
+fn a_rule_of_a_consumer_is_for_its_own_callers_and_what_is_left_out_is_named() {
+    let matches = "  matches: [{source: {namespace: other}}, {path: {value: /}}]\n";
+    let to_shop = "  destinations: [{service: my-service, namespace: shop}]\n";
+    let consumer = rule("of-a-consumer", &format!("  serviceNamespace: shop\n{matches}{to_shop}"));
+    let manifests = with_v1(&consumer.replacen("namespace: shop}", "namespace: web}", 1));
+    let left_out = "left out: no caller is of namespace other and of web: a rule for a Service of another namespace is for callers of \
+                    its own";
+    for (from, matched, why) in
+        [("web", true, "a caller of namespace web"), ("shop", false, "the caller is not of namespace web")]
+    {
+        assert_eq!(
+            seen(&considered(manifests.path(), &["--from", from])),
+            [("web/of-a-consumer", Some(1), matched, why), ("web/of-a-consumer", Some(0), false, left_out)]
+        );
+    }
 }
 
 #[test]

@@ -86,9 +86,8 @@ async fn ask(
     let refused = head.status.as_u16() >= 300;
     // An instance that refuses without having asked for the body is not sent it.
     let rest = sending.filter(|sending| !(refused && sending.body.is_held_back()));
-    let rest = rest.map(|mut rest| {
-        tokio::task::spawn_local(async move { poll_fn(|cx| rest.poll(cx)).await }).abort_handle()
-    });
+    let rest =
+        rest.map(|mut rest| tokio::task::spawn_local(async move { poll_fn(|cx| rest.poll(cx)).await }).abort_handle());
     let without_content = asked_for_head || [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED].contains(&head.status);
     let body = Receiving::reply(stream, &head.headers, without_content, rest);
     Ok(Response::from_parts(head, Incoming::Http2(body)))

@@ -1,20 +1,17 @@
 //! Comparing one value with what a rule asks of it.
 //!
-//! Paths: a prefix is whole segments, and a slash at its end means nothing. Header fields: names fold case (they are kept in
-//! lower case), a repeated field is joined with `,` as RFC 9110 section 5.3 allows. Query parameters: name and value are
-//! percent-decoded and `+` is a space; of a repeated one the first counts. A regular expression must match all of it.
+//! Paths are compared in their normal form, and so are the paths of rules; a prefix is whole segments, and a slash at its end means
+//! nothing. The names of header fields fold case (they are kept in lower case). A regular expression must match all of it. Of what a
+//! request has twice, [`super::fields`] tells what counts.
 
-use std::borrow::Cow;
 use std::fmt;
 
 use http::HeaderMap;
 use http::header::HeaderName;
-use regex_automata::meta::Regex;
-use regex_automata::util::syntax;
-use switchyard_proto::v1;
+use switchyard_proto::{path, v1};
 
-/// The most memory, in bytes, that one regular expression may compile to; what validation allows fits.
-const REGEX_SIZE_LIMIT: usize = 1 << 20;
+use super::fields;
+use super::pattern::{Of, Pattern};
 
 /// Compares a path.
 #[derive(Debug)]
@@ -23,35 +20,36 @@ pub enum PathMatcher {
     Exact(Box<str>),
     /// Its first segments; with no slash at the end.
     Prefix(Box<str>),
-    /// By a regular expression; kept as text too, for showing.
-    Pattern(Box<str>, Regex),
+    /// By a regular expression.
+    Pattern(PathPattern),
 }
+
+/// A regular expression for paths.
+#[derive(Debug)]
+pub struct PathPattern(pub(super) Pattern);
 
 /// Compares the value of something that has a name.
 #[derive(Debug)]
 pub struct NamedMatcher {
-    name: Box<str>,
-    header: Option<HeaderName>,
+    name: Name,
     value: ValueMatcher,
 }
 
-#[derive(Debug)]
-enum ValueMatcher {
-    Exact(Box<[u8]>),
-    Prefix(Box<[u8]>),
-    Pattern(Box<str>, Regex),
-    Present,
-    Absent,
+/// The name of a header field, a query parameter or a cookie.
+#[derive(Debug, PartialEq, Eq)]
+enum Name {
+    Field(HeaderName),
+    Text(Box<str>),
 }
 
-/// A regular expression that matches the whole of a value.
-fn compile_regex(pattern: &str) -> Result<Regex, String> {
-    Regex::builder()
-        // Values are bytes: not every header field is UTF-8.
-        .syntax(syntax::Config::new().utf8(false))
-        .configure(Regex::config().utf8_empty(false).nfa_size_limit(Some(REGEX_SIZE_LIMIT)))
-        .build(&format!(r"\A(?:{pattern})\z"))
-        .map_err(|error| format!("{pattern:?} is not a regular expression that can be used: {error}"))
+/// Compares a value.
+#[derive(Debug)]
+pub(super) enum ValueMatcher {
+    Exact(Box<[u8]>),
+    Prefix(Box<[u8]>),
+    Pattern(Pattern),
+    Present,
+    Absent,
 }
 
 impl PathMatcher {
@@ -61,10 +59,12 @@ impl PathMatcher {
     /// What cannot be compiled.
     pub fn compile(wire: &v1::StringMatch) -> Result<Self, String> {
         let value = wire.value.as_str();
+        // What has no normal form is no request's path.
+        let normal = || path::normal(value).unwrap_or(value.into());
         match wire.r#type() {
-            v1::MatchType::Exact => Ok(Self::Exact(value.into())),
-            v1::MatchType::Prefix => Ok(Self::Prefix(value.trim_end_matches('/').into())),
-            v1::MatchType::RegularExpression => Ok(Self::Pattern(value.into(), compile_regex(value)?)),
+            v1::MatchType::Exact => Ok(Self::Exact(normal().into())),
+            v1::MatchType::Prefix => Ok(Self::Prefix(normal().trim_end_matches('/').into())),
+            v1::MatchType::RegularExpression => Ok(Self::Pattern(PathPattern(Pattern::new(value, Of::Path)))),
             other => Err(format!("{other:?} is not a way to match a path")),
         }
     }
@@ -77,8 +77,16 @@ impl PathMatcher {
                 Some(rest) => rest.is_empty() || rest.starts_with('/'),
                 None => false,
             },
-            Self::Pattern(_, regex) => regex.is_match(path),
+            Self::Pattern(PathPattern(pattern)) => pattern.matches(path.as_bytes()),
         }
+    }
+
+    /// Whether what is compiled later can be compiled.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check(&self) -> Result<(), String> {
+        if let Self::Pattern(PathPattern(pattern)) = self { pattern.check() } else { Ok(()) }
     }
 }
 
@@ -96,63 +104,77 @@ impl fmt::Display for PathMatcher {
             Self::Exact(value) => write!(f, "{value}"),
             Self::Prefix(prefix) if prefix.is_empty() => f.write_str("below /"),
             Self::Prefix(prefix) => write!(f, "{prefix} or below"),
-            Self::Pattern(pattern, _) => write!(f, "matching {pattern}"),
+            Self::Pattern(PathPattern(pattern)) => write!(f, "matching {}", pattern.text()),
         }
     }
 }
 
 impl NamedMatcher {
-    /// From the wire.
+    /// For a header field, from the wire.
     ///
     /// # Errors
     /// What cannot be compiled.
-    pub fn compile(wire: &v1::NamedMatch) -> Result<Self, String> {
-        let matched = wire.r#match.as_ref().ok_or_else(|| format!("{:?} is compared with nothing", wire.name))?;
-        let bytes = || matched.value.as_bytes().into();
-        let value = match matched.r#type() {
-            v1::MatchType::Exact => ValueMatcher::Exact(bytes()),
-            v1::MatchType::Prefix => ValueMatcher::Prefix(bytes()),
-            v1::MatchType::RegularExpression => {
-                ValueMatcher::Pattern(matched.value.as_str().into(), compile_regex(&matched.value)?)
-            }
-            v1::MatchType::Present => ValueMatcher::Present,
-            v1::MatchType::Absent => ValueMatcher::Absent,
-            v1::MatchType::Unspecified => return Err(format!("{:?} is compared in an unknown way", wire.name)),
-        };
-        let header = HeaderName::from_bytes(wire.name.as_bytes()).ok();
-        Ok(Self { name: wire.name.as_str().into(), header, value })
+    pub fn of_header(wire: &v1::NamedMatch) -> Result<Self, String> {
+        // A name that no field has is kept as text: no request has such a field.
+        let name = HeaderName::from_bytes(wire.name.as_bytes());
+        let name = name.map_or_else(|_| Name::Text(wire.name.as_str().into()), Name::Field);
+        Ok(Self { name, value: ValueMatcher::compile(wire)? })
+    }
+
+    /// For a query parameter or a cookie, from the wire.
+    ///
+    /// # Errors
+    /// What cannot be compiled.
+    pub fn of_text(wire: &v1::NamedMatch) -> Result<Self, String> {
+        Ok(Self { name: Name::Text(wire.name.as_str().into()), value: ValueMatcher::compile(wire)? })
+    }
+
+    /// Whether what is compiled later can be compiled.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check(&self) -> Result<(), String> {
+        if let ValueMatcher::Pattern(pattern) = &self.value { pattern.check() } else { Ok(()) }
+    }
+
+    /// Its name.
+    pub(super) fn name(&self) -> &str {
+        match &self.name {
+            Name::Field(name) => name.as_str(),
+            Name::Text(name) => name,
+        }
+    }
+
+    /// What it asks of the value.
+    pub(super) fn value(&self) -> &ValueMatcher {
+        &self.value
     }
 
     /// Whether the header fields are as they must be.
     pub fn matches_header(&self, headers: &HeaderMap) -> bool {
-        let Some(name) = &self.header else { return matches!(self.value, ValueMatcher::Absent) };
-        let mut all = headers.get_all(name).iter();
-        let Some(first) = all.next() else { return self.value.matches(None) };
-        let Some(second) = all.next() else { return self.value.matches(Some(first.as_bytes())) };
-        let mut joined = first.as_bytes().to_vec();
-        for further in std::iter::once(second).chain(all) {
-            joined.push(b',');
-            joined.extend_from_slice(further.as_bytes());
+        match &self.name {
+            Name::Field(name) => fields::header(headers, name, |value| self.value.matches(value)),
+            Name::Text(_) => self.value.matches(None),
         }
-        self.value.matches(Some(&joined))
     }
 
     /// Whether the query is as it must be.
     pub fn matches_query(&self, query: Option<&str>) -> bool {
-        let found = query.unwrap_or_default().split('&').find_map(|pair| {
-            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            (!pair.is_empty() && *decode(name) == *self.name.as_bytes()).then(|| decode(value))
-        });
-        self.value.matches(found.as_deref())
+        fields::parameter(query, self.name().as_bytes(), |value| self.value.matches(value))
+    }
+
+    /// Whether the cookies are as they must be.
+    pub fn matches_cookies(&self, headers: &HeaderMap) -> bool {
+        self.value.matches(fields::cookie(headers, self.name().as_bytes()))
     }
 
     /// What must hold, for showing: `x-version = v2`.
     pub fn condition(&self) -> String {
-        let name = &self.name;
+        let name = self.name();
         match &self.value {
             ValueMatcher::Exact(value) => format!("{name} = {}", String::from_utf8_lossy(value)),
             ValueMatcher::Prefix(value) => format!("{name} begins with {}", String::from_utf8_lossy(value)),
-            ValueMatcher::Pattern(pattern, _) => format!("{name} matches {pattern}"),
+            ValueMatcher::Pattern(pattern) => format!("{name} matches {}", pattern.text()),
             ValueMatcher::Present => format!("{name} is there"),
             ValueMatcher::Absent => format!("{name} is not there"),
         }
@@ -170,11 +192,11 @@ impl Eq for NamedMatcher {}
 /// Says what does not hold: `x-version is not v2`.
 impl fmt::Display for NamedMatcher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = &self.name;
+        let name = self.name();
         match &self.value {
             ValueMatcher::Exact(value) => write!(f, "{name} is not {}", String::from_utf8_lossy(value)),
             ValueMatcher::Prefix(value) => write!(f, "{name} does not begin with {}", String::from_utf8_lossy(value)),
-            ValueMatcher::Pattern(pattern, _) => write!(f, "{name} does not match {pattern}"),
+            ValueMatcher::Pattern(pattern) => write!(f, "{name} does not match {}", pattern.text()),
             ValueMatcher::Present => write!(f, "{name} is not there"),
             ValueMatcher::Absent => write!(f, "{name} is there"),
         }
@@ -182,6 +204,19 @@ impl fmt::Display for NamedMatcher {
 }
 
 impl ValueMatcher {
+    fn compile(wire: &v1::NamedMatch) -> Result<Self, String> {
+        let matched = wire.r#match.as_ref().ok_or_else(|| format!("{:?} is compared with nothing", wire.name))?;
+        let bytes = || matched.value.as_bytes().into();
+        Ok(match matched.r#type() {
+            v1::MatchType::Exact => Self::Exact(bytes()),
+            v1::MatchType::Prefix => Self::Prefix(bytes()),
+            v1::MatchType::RegularExpression => Self::Pattern(Pattern::new(&matched.value, Of::Bytes)),
+            v1::MatchType::Present => Self::Present,
+            v1::MatchType::Absent => Self::Absent,
+            v1::MatchType::Unspecified => return Err(format!("{:?} is compared in an unknown way", wire.name)),
+        })
+    }
+
     fn matches(&self, value: Option<&[u8]>) -> bool {
         match (self, value) {
             (Self::Absent, value) => value.is_none(),
@@ -189,34 +224,9 @@ impl ValueMatcher {
             (Self::Present, _) => true,
             (Self::Exact(wanted), Some(value)) => **wanted == *value,
             (Self::Prefix(wanted), Some(value)) => value.starts_with(wanted),
-            (Self::Pattern(_, regex), Some(value)) => regex.is_match(value),
+            (Self::Pattern(pattern), Some(value)) => pattern.matches(value),
         }
     }
-}
-
-/// Undoes the encoding of a form (percent signs and `+`); what is no encoding stays as it is.
-fn decode(text: &str) -> Cow<'_, [u8]> {
-    if !text.bytes().any(|b| b == b'%' || b == b'+') {
-        return Cow::Borrowed(text.as_bytes());
-    }
-    let bytes = text.as_bytes();
-    let hex = |b: Option<&u8>| b.and_then(|b| char::from(*b).to_digit(16));
-    let mut decoded = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while let Some(&byte) = bytes.get(at) {
-        let pair = (byte == b'%').then(|| hex(bytes.get(at + 1)).zip(hex(bytes.get(at + 2)))).flatten();
-        match pair {
-            Some((high, low)) => {
-                decoded.push(u8::try_from(high * 16 + low).unwrap_or_default());
-                at += 3;
-            }
-            None => {
-                decoded.push(if byte == b'+' { b' ' } else { byte });
-                at += 1;
-            }
-        }
-    }
-    Cow::Owned(decoded)
 }
 
 #[cfg(test)]
@@ -230,7 +240,7 @@ mod tests {
 
     fn named(kind: v1::MatchType, name: &str, value: &str) -> NamedMatcher {
         let matched = v1::StringMatch { r#type: kind.into(), value: value.into() };
-        NamedMatcher::compile(&v1::NamedMatch { name: name.into(), r#match: Some(matched) }).unwrap()
+        NamedMatcher::of_header(&v1::NamedMatch { name: name.into(), r#match: Some(matched) }).unwrap()
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Every Service that has an address is found by it, opted in or not: a connection that was taken in before its Service was
 //! opted out is still served by the Service's rules.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -19,6 +19,8 @@ pub struct Workload {
     pub name: String,
     /// The account that it runs under.
     pub service_account: String,
+    /// Those of its labels that some rule asks for.
+    pub labels: BTreeMap<String, String>,
     /// Its addresses, one of each family at most.
     pub addresses: Vec<IpAddr>,
 }
@@ -61,6 +63,7 @@ impl Addresses {
                 namespace: wire.namespace.clone(),
                 name: wire.name.clone(),
                 service_account: wire.service_account.clone(),
+                labels: wire.labels.clone(),
                 addresses: wire.addresses.iter().filter_map(|a| a.parse().ok()).collect(),
             });
             for address in &workload.addresses {
@@ -78,7 +81,7 @@ impl Addresses {
 
     /// The pod of this node that has this address.
     pub fn workload(&self, address: IpAddr) -> Option<&Arc<Workload>> {
-        self.workloads.get(&address)
+        self.workloads.get(&address.to_canonical())
     }
 
     /// The pods of this node, each as often as it has addresses.

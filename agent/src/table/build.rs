@@ -10,7 +10,7 @@ use switchyard_proto::v1;
 use super::destination::{Circuit, Destination, Instance, PortInstances};
 use super::policy::{CircuitSettings, RetrySettings, budget_limits, limit};
 use super::{Port, Rule, Service, ServiceKey, Shares, resource_key};
-use crate::matching::Entry;
+use crate::matching::{Entry, Index};
 use crate::record::metrics::Series;
 use crate::resources::Resources;
 use crate::runtime::Runtime;
@@ -42,10 +42,12 @@ pub(super) fn service(resources: &Resources, key: &ServiceKey, fingerprint: Vec<
         .collect();
     let mut builder = Builder { resources, runtime, key, ports: &ports, routes, retries: Vec::new() };
     builder.retries = routes.retries.iter().map(|policy| builder.retry(policy)).collect();
+    // An entry that does not compile was turned down when it came in, so none is lost here.
+    let entries: Vec<Entry> = routes.matches.iter().filter_map(|entry| Entry::compile(entry).ok()).collect();
     Service {
         label: key.to_string().into(),
-        // An entry that does not compile was turned down when it came in, so none is lost here.
-        entries: routes.matches.iter().filter_map(|entry| Entry::compile(entry).ok()).collect(),
+        index: Index::new(&entries),
+        entries,
         rules: routes.rules.iter().map(|rule| builder.rule(rule)).collect(),
         default_rule: builder.rule(&v1::Rule {
             destinations: vec![v1::Destination {

@@ -7,7 +7,7 @@ use switchyard_crds::{Finding, ObjectName, Reason, RouteRule};
 use switchyard_proto::v1;
 
 use crate::compile::routes::port_number;
-use crate::compile::{Absent, name_of, warning, warning_for};
+use crate::compile::{Absent, name_of, own, warning, warning_for};
 use crate::object::{Kind, ObjectKey, Service, ServiceKey};
 use crate::world::instances::{self, Instance};
 use crate::world::{World, destination_service};
@@ -163,10 +163,6 @@ pub fn instances(
         name: instance.pod.clone().unwrap_or_default(),
     };
     v1::ServiceInstances { instances: present.of(service).iter().map(compile).collect() }
-}
-
-fn own((name, value): (&String, &String)) -> (String, String) {
-    (name.clone(), value.clone())
 }
 
 /// The labels by which some rule or policy picks instances of this Service.

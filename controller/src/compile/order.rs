@@ -3,15 +3,17 @@
 //!
 //! What is ranked is one entry of a rule's `matches`. The order is total: two ranks are equal only for the same entry of
 //! the same rule (`the_order_is_total_and_does_not_depend_on_what_came_first`). It is the Gateway API's order, with what
-//! that leaves open decided: of two regular expressions neither is more specific, and an object with no
-//! `creationTimestamp` (from a file) counts as younger than every one that has one.
+//! that leaves open decided: of two regular expressions neither is more specific; a gRPC match counts as the path that it stands for
+//! (a service alone as a prefix of one segment) and as a method; an object with no `creationTimestamp` (from a file) counts as
+//! younger than every one that has one. A consumer rule counts as one that asks who calls, for it does.
 
 use std::cmp::Reverse;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::core::ObjectMeta;
 use switchyard_crds::RouteRule;
-use switchyard_crds::route_rule::{PathMatch, PathMatchType, RouteMatch};
+use switchyard_crds::route_rule::{GrpcMatch, PathMatch, PathMatchType, RouteMatch};
+use switchyard_proto::path;
 
 /// The place of an entry: the lesser is asked first. The fields stand in the order in which they decide.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -65,11 +67,10 @@ impl<'a> Rank<'a> {
 impl Specificity {
     /// How specific an entry is, in a rule of this priority.
     pub fn new(priority: i32, entry: &RouteMatch) -> Self {
-        let names_call = entry.grpc.as_ref().is_some_and(|grpc| grpc.service.is_some() && grpc.method.is_some());
         Self {
             priority: Reverse(priority),
-            path: if names_call { PathRank::Exact } else { PathRank::new(entry.path.as_ref()) },
-            method: Reverse(entry.method.is_some()),
+            path: PathRank::new(entry.path.as_ref()).min(PathRank::of_call(entry.grpc.as_ref())),
+            method: Reverse(entry.method.is_some() || entry.grpc.is_some()),
             headers_and_cookies: Reverse(entry.headers.len() + entry.cookies.len()),
             query_params: Reverse(entry.query_params.len()),
             source: Reverse(entry.source.is_some()),
@@ -84,8 +85,22 @@ impl PathRank {
             Some(path) => match path.kind {
                 PathMatchType::Exact => Self::Exact,
                 PathMatchType::RegularExpression => Self::RegularExpression,
-                PathMatchType::PathPrefix => Self::Prefix(Reverse(path.value.trim_end_matches('/').chars().count())),
+                PathMatchType::PathPrefix => Self::prefix(&path.value),
             },
+        }
+    }
+
+    /// As long as its normal form: another spelling makes nothing more specific.
+    fn prefix(path: &str) -> Self {
+        let normal = path::normal(path).unwrap_or(path.into());
+        Self::Prefix(Reverse(normal.trim_end_matches('/').chars().count()))
+    }
+
+    fn of_call(grpc: Option<&GrpcMatch>) -> Self {
+        match grpc.map(|grpc| (&grpc.service, &grpc.method)) {
+            Some((Some(_), Some(_))) => Self::Exact,
+            Some((Some(service), None)) => Self::prefix(&format!("/{service}")),
+            _ => Self::new(None),
         }
     }
 }

@@ -1,15 +1,17 @@
 //! A Service's rules: their matches in order of precedence, and what becomes of the requests that match.
 //!
-//! A match entry that holds a condition which agents cannot tell yet is left out, never widened; a rule that loses all its
-//! entries so is left out whole (`a_rule_never_matches_more_than_it_says`).
+//! A rule of another namespace than its Service's (a consumer rule) asks, in each of its entries, for callers of its own
+//! namespace. An entry that no request can meet is left out, and a rule with no other is left out whole
+//! (`a_rule_never_matches_more_than_it_says`).
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
-use switchyard_crds::route_rule::{PathMatchType, RouteMatch, ValueMatchType, WhenUnavailable};
-use switchyard_crds::validate::{entry_left_out, rule_left_out};
+use switchyard_crds::route_rule::{PathMatchType, RouteMatch, SourceMatch, ValueMatchType, WhenUnavailable};
+use switchyard_crds::validate::{consumer_namespace, entry_left_out, rule_left_out};
 use switchyard_crds::values::Duration;
 use switchyard_crds::{Finding, Reason, RouteRule};
-use switchyard_proto::v1;
+use switchyard_proto::{path, v1};
 
 use crate::compile::destinations::Present;
 use crate::compile::order::{Age, Rank, Specificity};
@@ -47,8 +49,8 @@ pub fn compile(
     let mut ranked: Vec<(Rank<'_>, v1::Match)> = Vec::new();
     for (at, rule) in taken.iter().enumerate() {
         for (position, entry) in entries(rule) {
-            let rank = Rank::new(rule, position, entry);
-            ranked.push((rank, compile_match(at as u32, rule, position, entry)));
+            let rank = Rank::new(rule, position, &entry);
+            ranked.push((rank, compile_match(at as u32, rule, position, &entry)));
         }
     }
     ranked.sort_by(|(a, _), (b, _)| a.cmp(b));
@@ -56,10 +58,21 @@ pub fn compile(
     (rules, ranked.into_iter().map(|(_, entry)| entry).collect())
 }
 
-/// The entries of a rule that agents can tell, with their positions.
-fn entries(rule: &RouteRule) -> impl Iterator<Item = (usize, &RouteMatch)> {
+/// The entries of a rule that requests can meet, with their positions. Those of a consumer rule name its namespace.
+fn entries(rule: &RouteRule) -> impl Iterator<Item = (usize, Cow<'_, RouteMatch>)> {
     let everything = rule.spec.matches.is_empty().then_some(&EVERYTHING);
-    rule.spec.matches.iter().chain(everything).enumerate().filter(|(_, entry)| entry_left_out(entry).is_none())
+    let all = rule.spec.matches.iter().chain(everything).enumerate();
+    all.filter(|(_, entry)| entry_left_out(rule, entry).is_none()).map(|(position, entry)| {
+        let entry = match consumer_namespace(rule) {
+            None => Cow::Borrowed(entry),
+            Some(namespace) => {
+                let source =
+                    SourceMatch { namespace: Some(namespace.to_owned()), ..entry.source.clone().unwrap_or_default() };
+                Cow::Owned(RouteMatch { source: Some(source), ..entry.clone() })
+            }
+        };
+        (position, entry)
+    })
 }
 
 fn compile_rule(world: &World, rule: &RouteRule, findings: &mut Vec<Finding>) -> v1::Rule {
@@ -88,11 +101,13 @@ fn compile_rule(world: &World, rule: &RouteRule, findings: &mut Vec<Finding>) ->
 
 fn compile_match(at: u32, rule: &RouteRule, position: usize, entry: &RouteMatch) -> v1::Match {
     let text = |kind: v1::MatchType, value: &str| v1::StringMatch { r#type: kind.into(), value: value.to_owned() };
+    // What has no normal form was refused.
+    let normal = |value: &'_ str| path::normal(value).map_or_else(|_| value.to_owned(), Cow::into_owned);
     let path = entry.path.as_ref().and_then(|path| match path.kind {
-        PathMatchType::Exact => Some(text(v1::MatchType::Exact, &path.value)),
+        PathMatchType::Exact => Some(text(v1::MatchType::Exact, &normal(&path.value))),
         PathMatchType::RegularExpression => Some(text(v1::MatchType::RegularExpression, &path.value)),
         // `/api/` and `/api` are the same prefix, and `/` is everything.
-        PathMatchType::PathPrefix => match path.value.trim_end_matches('/') {
+        PathMatchType::PathPrefix => match normal(&path.value).trim_end_matches('/') {
             "" => None,
             prefix => Some(text(v1::MatchType::Prefix, prefix)),
         },
@@ -106,6 +121,19 @@ fn compile_match(at: u32, rule: &RouteRule, position: usize, entry: &RouteMatch)
     };
     let query =
         |param: &switchyard_crds::route_rule::QueryParamMatch| named(param.name.clone(), param.kind, &param.value);
+    let cookie =
+        |cookie: &switchyard_crds::route_rule::CookieMatch| named(cookie.name.clone(), cookie.kind, &cookie.value);
+    let grpc = entry.grpc.as_ref().map(|grpc| v1::GrpcMatch {
+        service: grpc.service.clone().unwrap_or_default(),
+        method: grpc.method.clone().unwrap_or_default(),
+    });
+    // One that asks for nothing is met by callers that nobody knows too.
+    let source =
+        entry.source.as_ref().filter(|source| **source != SourceMatch::default()).map(|source| v1::SourceMatch {
+            namespace: source.namespace.clone().unwrap_or_default(),
+            labels: source.labels.clone(),
+            service_account: source.service_account.clone().unwrap_or_default(),
+        });
     v1::Match {
         rule: at,
         port: port_number(rule.spec.port),
@@ -113,6 +141,9 @@ fn compile_match(at: u32, rule: &RouteRule, position: usize, entry: &RouteMatch)
         method: entry.method.clone().unwrap_or_default(),
         headers: entry.headers.iter().map(header).collect(),
         query_params: entry.query_params.iter().map(query).collect(),
+        cookies: entry.cookies.iter().map(cookie).collect(),
+        grpc,
+        source,
         position: if rule.spec.matches.is_empty() { -1 } else { i32::try_from(position).unwrap_or(i32::MAX) },
     }
 }
@@ -201,10 +232,11 @@ fn behind_another(rules: &[&RouteRule], findings: &mut Vec<Finding>) {
 /// What the entries of a rule ask for, so that equal ones compare equal however they are written.
 fn asks(rule: &RouteRule) -> impl Iterator<Item = (Specificity, String)> {
     entries(rule).map(|(_, entry)| {
-        let mut compiled = compile_match(0, rule, 0, entry);
+        let mut compiled = compile_match(0, rule, 0, &entry);
         compiled.position = 0;
         compiled.headers.sort_by_key(|header| format!("{header:?}"));
         compiled.query_params.sort_by_key(|param| format!("{param:?}"));
-        (Specificity::new(rule.spec.priority, entry), format!("{compiled:?}"))
+        compiled.cookies.sort_by_key(|cookie| format!("{cookie:?}"));
+        (Specificity::new(rule.spec.priority, &entry), format!("{compiled:?}"))
     })
 }

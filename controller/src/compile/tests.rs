@@ -45,7 +45,13 @@ proptest! {
         for event in events {
             let keys = world.services();
             let before: Vec<_> = keys.iter().map(|key| service(&world, key)).collect();
+            let nodes = ["", "n1"].map(|name| (name, node(&world, name)));
             let dirty = world.apply(&event);
+            for (name, before) in nodes {
+                if !dirty.contains(&Unit::Node(name.to_owned())) {
+                    prop_assert_eq!(before, node(&world, name), "node {:?} after {:?}", name, event);
+                }
+            }
             for (key, before) in keys.iter().zip(before) {
                 if !dirty.contains(&Unit::Service(key.clone())) {
                     prop_assert_eq!(before, service(&world, key), "{} after {:?}", key, event);
@@ -90,23 +96,28 @@ fn a_rule_never_matches_more_than_it_says() {
     let rules = "
 apiVersion: switchyard.dev/v1alpha1
 kind: RouteRule
-metadata: {name: by-cookie, namespace: shop}
-spec:
-  service: my-service
-  matches: [{cookies: [{name: cohort, value: b}]}]
-  destinations: [{service: my-service, version: v2}]
----
-apiVersion: switchyard.dev/v1alpha1
-kind: RouteRule
-metadata: {name: by-cookie-or-path, namespace: shop}
-spec:
-  service: my-service
-  matches: [{cookies: [{name: cohort, value: b}]}, {path: {value: /beta}}]
-  destinations: [{service: my-service, version: v2}]
----
-apiVersion: switchyard.dev/v1alpha1
-kind: RouteRule
 metadata: {name: of-a-consumer, namespace: web}
+spec:
+  service: my-service
+  serviceNamespace: shop
+  matches:
+  - source: {serviceAccount: front}
+  - source: {namespace: other}
+  - path: {value: /%62eta/}
+  destinations: [{service: my-service, namespace: shop, version: v2}]
+---
+apiVersion: switchyard.dev/v1alpha1
+kind: RouteRule
+metadata: {name: never, namespace: web}
+spec:
+  service: my-service
+  serviceNamespace: shop
+  matches: [{source: {namespace: other}}]
+  destinations: [{service: my-service, namespace: shop, version: v2}]
+---
+apiVersion: switchyard.dev/v1alpha1
+kind: RouteRule
+metadata: {name: everything-of-a-consumer, namespace: web}
 spec:
   service: my-service
   serviceNamespace: shop
@@ -114,10 +125,35 @@ spec:
 ";
     let compiled = compiled(rules);
     let names: Vec<_> = compiled.routes.rules.iter().map(|rule| rule.name.as_str()).collect();
-    assert_eq!(names, ["shop/by-cookie-or-path"]);
-    assert_eq!(compiled.routes.matches.len(), 1);
-    assert_eq!(compiled.routes.matches[0].position, 1);
-    assert_eq!(compiled.routes.matches[0].path.as_ref().unwrap().value, "/beta");
+    assert_eq!(names, ["web/everything-of-a-consumer", "web/of-a-consumer"]);
+    let matches = &compiled.routes.matches;
+    let seen = matches.iter().map(|entry| {
+        let source = entry.source.as_ref().unwrap();
+        let path = entry.path.as_ref().map_or("", |path| path.value.as_str());
+        (entry.rule, entry.position, path, source.namespace.as_str(), source.service_account.as_str())
+    });
+    let seen: Vec<_> = seen.collect();
+    assert_eq!(seen, [(1, 2, "/beta", "web", ""), (0, -1, "", "web", ""), (1, 0, "", "web", "front")]);
+}
+
+#[test]
+fn agents_get_those_labels_of_callers_that_some_rule_asks_for() {
+    let pod = "
+apiVersion: v1
+kind: Pod
+metadata: {name: p, namespace: web, labels: {app: front, tier: x}}
+spec: {nodeName: n1, containers: []}
+status: {podIPs: [{ip: 10.0.0.9}]}
+---";
+    let rule = "
+apiVersion: switchyard.dev/v1alpha1
+kind: RouteRule
+metadata: {name: r, namespace: shop}
+spec: {service: my-service, matches: [{source: {labels: {app: front}}}], destinations: [{service: my-service}]}
+";
+    let labels = |yaml: &str| node(&world(&objects(yaml)), "n1").workloads[0].labels.clone();
+    assert!(labels(pod).is_empty());
+    assert_eq!(labels(&[pod, rule].concat()), BTreeMap::from([("app".to_owned(), "front".to_owned())]));
 }
 
 #[test]

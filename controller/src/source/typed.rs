@@ -27,7 +27,8 @@ pub(super) fn pod(pod: core::Pod, name: &ObjectName) -> Object {
         labels: pod.metadata.labels.unwrap_or_default(),
         node: spec.node_name,
         addresses: addresses.filter(|_| is_alone && !has_ended).collect(),
-        service_account: spec.service_account_name.unwrap_or_default(),
+        // An API server fills it in.
+        service_account: spec.service_account_name.unwrap_or_else(|| "default".to_owned()),
     })
 }
 

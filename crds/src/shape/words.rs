@@ -27,6 +27,8 @@ static PATTERNS: LazyLock<Vec<(&str, &str, Option<Regex>)>> = LazyLock::new(|| {
         (names::FIELD_VALUE, names::FIELD_VALUE_HINT),
         (names::TOKEN, names::TOKEN_HINT),
         (names::METHOD, names::METHOD_HINT),
+        (names::GRPC_SERVICE, names::GRPC_SERVICE_HINT),
+        (names::GRPC_METHOD, names::GRPC_METHOD_HINT),
         (conditions::PATTERN, conditions::HINT),
         ("^https?$", "http or https"),
         ("^.+$", "one line of text"),

@@ -15,6 +15,9 @@ pub fn validate_route_rule(rule: &RouteRule) -> Vec<Finding> {
     let mut report = Report::default();
     for (i, entry) in spec.matches.iter().enumerate() {
         report.route_match(&format!("spec.matches[{i}]"), entry);
+        if let Some(why) = entry_left_out(rule, entry) {
+            report.suspicious(format!("spec.matches[{i}].source.namespace"), why);
+        }
     }
     for (i, destination) in spec.destinations.iter().enumerate() {
         let field = format!("spec.destinations[{i}]");
@@ -33,6 +36,22 @@ pub fn validate_route_rule(rule: &RouteRule) -> Vec<Finding> {
     }
     not_enforced::route_rule(rule, &mut report);
     report.finish()
+}
+
+/// The namespace whose callers alone a rule is for: its own, where its Service is of another. An object that is in no file has its
+/// namespace; in a file an absent one is `default`.
+pub fn consumer_namespace(rule: &RouteRule) -> Option<&str> {
+    let own = rule.metadata.namespace.as_deref().unwrap_or("default");
+    rule.spec.service_namespace.as_deref().filter(|of| *of != own).map(|_| own)
+}
+
+/// Why no request can meet an entry of a rule, if that is so: who calls would have to be of two namespaces.
+pub fn entry_left_out(rule: &RouteRule, entry: &RouteMatch) -> Option<String> {
+    let own = consumer_namespace(rule)?;
+    let asked = entry.source.as_ref()?.namespace.as_deref().filter(|asked| *asked != own)?;
+    Some(format!(
+        "no caller is of namespace {asked} and of {own}: a rule for a Service of another namespace is for callers of its own"
+    ))
 }
 
 /// White space that HTTP allows around a header field's value.
@@ -83,6 +102,7 @@ impl Report {
         self.require(path.value.starts_with('/'), field, super::PATH_START);
         let foreign = |c: char| "?# ".contains(c) || c.is_ascii_control();
         self.require(!path.value.contains(foreign), field, super::PATH_ONLY);
+        self.require(can_be_normal(&path.value), field, super::PATH_NORMAL);
     }
 
     /// A value that no header field can have: the white space around it is not part of a field's value (RFC 9110, section 5.5).
@@ -175,6 +195,19 @@ impl Report {
             (path.kind == PathModifierType::ReplaceFullPath, path.kind == PathModifierType::ReplacePrefixMatch);
         self.require(given == wanted, field, super::FILTER_FIELD);
     }
+}
+
+/// Whether a path can be one of a request. Requests come before rules in a normal form (how a path is spelt in it, a rule need not know).
+fn can_be_normal(path: &str) -> bool {
+    let is_dots = |segment: &str| {
+        let decoded = segment.replace("%2e", ".").replace("%2E", ".");
+        decoded == "." || decoded == ".."
+    };
+    let encoded = path.split('%').skip(1).all(|rest| {
+        let digits = rest.get(..2).unwrap_or_default();
+        digits.len() == 2 && digits != "00" && digits.bytes().all(|b| b.is_ascii_hexdigit())
+    });
+    encoded && !path.contains("//") && !path.contains('\\') && !path.split('/').any(is_dots)
 }
 
 /// Why no request has both, if none can.

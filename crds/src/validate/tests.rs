@@ -177,16 +177,6 @@ fn labels_that_no_object_can_have_are_refused() {
 
 #[test]
 fn what_is_not_acted_on_yet_is_said() {
-    check::<RouteRule>(
-        rule(
-            json!({"serviceNamespace": "b", "matches": [{"cookies": [{"name": "a", "value": "b"}], "grpc": {}}, {"method": "GET"}]}),
-        ),
-        expect![[r#"
-            Warning NotEnforced spec.serviceNamespace: rules for another namespace's Service are not in force yet: this rule is left out
-            Warning NotEnforced spec.matches[0].cookies: is not looked at yet: this match entry is left out until it is enforced
-            Warning NotEnforced spec.matches[0].grpc: is not looked at yet: this match entry is left out until it is enforced
-        "#]],
-    );
     check::<CircuitPolicy>(
         circuit(json!({
             "slowCalls": {"duration": "2s", "rateThreshold": "80%"}, "healthCheck": {"tcp": {}}, "limits": {},
@@ -232,6 +222,23 @@ fn what_no_request_can_be_is_said() {
             Error Invalid spec.matches[1].headers[0].value: a header field's value has no white space at either end, so no request would match
             Error Invalid spec.matches[2].path.value: a path has no `?`, `#`, space or control character in it; queryParams match the query
             Warning Suspicious spec.matches[3].method: no request has it: CONNECT is answered 501 before any rule is asked
+        "#]],
+    );
+    let paths = ["/a//b", "/a/./b", "/a/%2e%2E", "/..", r"/a\b", "/%", "/%4", "/%zz", "/a%00"];
+    let odd = |value: &str| json!({"path": {"type": "Exact", "value": value}});
+    let paths = paths.map(odd);
+    let (_, findings) =
+        parse::<RouteRule>(&json!({"metadata": {"name": "x"}, "spec": rule(json!({"matches": paths}))}));
+    assert_eq!(findings.len(), paths.len(), "{findings:#?}");
+    assert!(findings.iter().all(|f| f.is_error() && f.message.contains("no request has such a path")));
+    let fine = ["/%61/%2f/a..b/.c/%20/é", "/.../", "/a%2E"].map(odd);
+    check::<RouteRule>(rule(json!({"matches": fine})), expect![[""]]);
+    check::<RouteRule>(
+        rule(json!({"serviceNamespace": "b", "matches": [
+            {"source": {"namespace": "default"}}, {"source": {"labels": {"a": "b"}}}, {"source": {"namespace": "c"}},
+        ]})),
+        expect![[r#"
+            Warning Suspicious spec.matches[2].source.namespace: no caller is of namespace c and of default: a rule for a Service of another namespace is for callers of its own
         "#]],
     );
 }

@@ -35,21 +35,27 @@ fn entries(rules: &[Arc<RouteRule>]) -> Vec<(&RouteRule, usize, &RouteMatch)> {
 /// The documented order in plain words, one criterion after the other.
 fn naive(a: &(&RouteRule, usize, &RouteMatch), b: &(&RouteRule, usize, &RouteMatch)) -> Ordering {
     fn path(entry: &RouteMatch) -> (u8, usize) {
-        match &entry.path {
+        let call = match &entry.grpc {
+            Some(GrpcMatch { service: Some(_), method: Some(_) }) => (3, 0),
+            Some(GrpcMatch { service: Some(service), method: None }) => (1, service.len() + 1),
+            _ => (1, 0),
+        };
+        call.max(match &entry.path {
             Some(path) if path.kind == PathMatchType::Exact => (3, 0),
             Some(path) if path.kind == PathMatchType::RegularExpression => (2, 0),
             Some(path) if path.value.ends_with('/') => (1, path.value.len() - 1),
             Some(path) => (1, path.value.len()),
             None => (1, 0),
-        }
+        })
     }
+    let has_method = |entry: &RouteMatch| entry.method.is_some() || entry.grpc.is_some();
     let more_first = |a: usize, b: usize| b.cmp(&a);
     let ((rule_a, at_a, a), (rule_b, at_b, b)) = (a, b);
     let created = |rule: &RouteRule| rule.metadata.creation_timestamp.as_ref().map(|time| time.0);
     let mut decided = vec![
         rule_b.spec.priority.cmp(&rule_a.spec.priority),
         path(b).cmp(&path(a)),
-        more_first(a.method.iter().count(), b.method.iter().count()),
+        has_method(b).cmp(&has_method(a)),
         more_first(a.headers.len() + a.cookies.len(), b.headers.len() + b.cookies.len()),
         more_first(a.query_params.len(), b.query_params.len()),
         more_first(a.source.iter().count(), b.source.iter().count()),
