@@ -65,9 +65,11 @@ pub fn first<'t>(service: &'t Service, view: &View<'_>) -> Option<&'t Entry> {
     service.entries.iter().find(|entry| entry.holds(view).is_ok())
 }
 
-/// The entry that decides about a connection which is not HTTP: the first one that asks for nothing that only HTTP has.
+/// The entry that decides about a connection which is not HTTP: the first one that asks for nothing that only HTTP has, and whose rule
+/// sends something somewhere.
 pub fn first_for_connection(service: &Service, port: u16) -> Option<&Entry> {
-    service.entries.iter().find(|entry| entry.holds_for_connection(port))
+    let leads_on = |entry: &&Entry| !service.rule(Some(entry.rule)).destinations.is_empty();
+    service.entries.iter().filter(leads_on).find(|entry| entry.holds_for_connection(port))
 }
 
 impl Entry {
@@ -98,6 +100,14 @@ impl Entry {
             headers: named(&wire.headers)?,
             query: named(&wire.query_params)?,
         })
+    }
+
+    /// How many segments the prefix has by which it compares the path; none where it compares otherwise, or not at all.
+    pub fn prefix_segments(&self) -> usize {
+        match &self.path {
+            Some(PathMatcher::Prefix(prefix)) => prefix.matches('/').count(),
+            _ => 0,
+        }
     }
 
     /// Whether the request is one that this entry describes.
