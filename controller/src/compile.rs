@@ -6,7 +6,7 @@
 //! does not call dirty compiles to what it compiled to before (`a_change_dirties_every_service_that_it_alters`).
 //!
 //! A rule is left out where compiling what is enforced of it would make it match or do something else than it says: a
-//! consumer rule, a rule none of whose matches can be told yet, a rule with nothing but filters.
+//! consumer rule, a rule none of whose matches can be told yet.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,6 +25,9 @@ pub mod routes;
 
 /// Where a rule's requests go, and whether anything is there.
 pub mod destinations;
+
+/// What a rule does besides, and who stays where.
+pub mod filters;
 
 /// Policies, and which of two holds.
 pub mod policies;

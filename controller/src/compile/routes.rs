@@ -13,7 +13,7 @@ use switchyard_proto::v1;
 
 use crate::compile::destinations::Present;
 use crate::compile::order::{Age, Rank, Specificity};
-use crate::compile::{destinations, name_of, policies, qualified, warning};
+use crate::compile::{destinations, filters, name_of, policies, qualified, warning};
 use crate::object::{Service, ServicePort};
 use crate::world::World;
 
@@ -83,6 +83,8 @@ fn compile_rule(world: &World, rule: &RouteRule, findings: &mut Vec<Finding>) ->
         backend_request_timeout_ms: limit(timeouts.backend_request),
         retry,
         fail_when_unavailable: rule.spec.when_unavailable == WhenUnavailable::Fail,
+        stickiness: rule.spec.stickiness.as_ref().map(filters::stickiness),
+        filters: filters::compile(rule, &rule.spec.filters),
     }
 }
 

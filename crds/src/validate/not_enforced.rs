@@ -11,14 +11,10 @@ use super::Report;
 const YET: &str = "is accepted, but this build does not act on it yet";
 const MATCH: &str = "not looked at yet";
 const CONSUMER: &str = "rules for another namespace's Service are not in force yet";
-const NO_DESTINATION: &str = "rules that have filters and no destination are not in force yet";
 
 /// Why nothing of a rule is in force, if that is so whatever its matches ask for.
 pub fn rule_left_out(rule: &RouteRule) -> Option<&'static str> {
-    if is_consumer_rule(rule) {
-        return Some(CONSUMER);
-    }
-    rule.spec.destinations.is_empty().then_some(NO_DESTINATION)
+    is_consumer_rule(rule).then_some(CONSUMER)
 }
 
 /// Why a match entry is left out, if it is: this build does not look at all that it asks for, and it must not stand for more
@@ -57,13 +53,6 @@ pub(super) fn route_rule(rule: &RouteRule, report: &mut Report) {
             report.not_enforced(format!("spec.matches[{i}].{field}"), &message);
         }
     }
-    for (i, destination) in spec.destinations.iter().enumerate() {
-        report.fields(&[(&format!("spec.destinations[{i}].filters"), !destination.filters.is_empty())]);
-    }
-    for i in 0..spec.filters.len() {
-        report.not_enforced(format!("spec.filters[{i}]"), YET);
-    }
-    report.fields(&[("spec.stickiness", spec.stickiness.is_some())]);
 }
 
 pub(super) fn circuit_policy(spec: &CircuitPolicySpec, report: &mut Report) {
