@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 
+use crate::filters::mirror::Copied;
 use crate::http2::Receiving;
 use crate::interim::Awaited;
 use crate::message;
@@ -59,6 +60,10 @@ pub enum RequestBody {
     Stream(Incoming, Rc<Cell<Coming>>),
     /// As it comes, and kept for sending it again.
     Replay(Replay),
+    /// All of it at once: of a copy.
+    Whole(Option<Bytes>),
+    /// One of the above, of which a copy is made as it goes by.
+    Copied(Box<Copied>),
     /// One of the above, once the instance asks for it.
     Awaited(Box<Awaited>),
 }
@@ -138,6 +143,8 @@ impl Body for RequestBody {
                 polled
             }
             Self::Replay(replay) => replay.poll_frame(cx),
+            Self::Whole(bytes) => Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
+            Self::Copied(copied) => copied.poll_frame(cx),
             Self::Awaited(awaited) => awaited.poll_frame(cx),
         }
     }
@@ -147,6 +154,8 @@ impl Body for RequestBody {
             Self::Empty => true,
             Self::Stream(incoming, _) => incoming.is_end_stream(),
             Self::Replay(replay) => replay.is_end_stream(),
+            Self::Whole(bytes) => bytes.is_none(),
+            Self::Copied(copied) => copied.body().is_end_stream(),
             Self::Awaited(awaited) => awaited.body().is_end_stream(),
         }
     }
@@ -156,6 +165,8 @@ impl Body for RequestBody {
             Self::Empty => SizeHint::with_exact(0),
             Self::Stream(incoming, _) => incoming.size_hint(),
             Self::Replay(replay) => replay.size_hint(),
+            Self::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
+            Self::Copied(copied) => copied.body().size_hint(),
             Self::Awaited(awaited) => awaited.body().size_hint(),
         }
     }

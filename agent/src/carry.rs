@@ -75,7 +75,9 @@ async fn to_instance(
     let number = service.ports.get(port)?.number;
     let known = table.addresses.workload(caller.address.ip());
     let rule = matching::first_for_connection(service, number, known.map(Arc::as_ref)).map(|entry| entry.rule);
-    let mut tried = Tried::default();
+    let stickiness = service.rule(rule).stickiness.as_ref();
+    let sticks_by = stickiness.and_then(|stickiness| stickiness.key_of_caller(caller.address.ip()));
+    let mut tried = Tried { sticks_by, ..Tried::default() };
     while tried.places.len() < MOST_TRIES {
         let (at, mut permit) = match choose::instance(worker, &table, (service_at, rule, port), &tried, clock::now()) {
             Ok(chosen) => chosen,
@@ -115,14 +117,15 @@ async fn as_meant(worker: &Worker, caller: &Caller, original: SocketAddr) -> Opt
     Some(Made { stream: connected.ok()?, series, _load: None })
 }
 
-/// A connection makes its instance busier for as long as it lasts.
-struct OnInstance {
+/// Makes an instance busier for as long as it is there; nothing is told of how quick or how well the instance is.
+pub struct OnInstance {
     worker: Rc<Worker>,
     load: Arc<Load>,
 }
 
 impl OnInstance {
-    fn new(worker: &Rc<Worker>, load: &Arc<Load>) -> Self {
+    /// From now on.
+    pub fn new(worker: &Rc<Worker>, load: &Arc<Load>) -> Self {
         load.begin(worker.index);
         Self { worker: Rc::clone(worker), load: Arc::clone(load) }
     }

@@ -5,14 +5,16 @@
 //! - An instance whose circuit is open is never chosen; one that is due for a probe is taken when it is drawn, whatever its
 //!   load, so that an instance that is well again gets traffic again.
 //! - A retry avoids what was tried before where there is anything else.
+//! - A request that sticks by a key goes to the destination which wins the key, else to its next best; nothing is drawn.
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::admit::{self, Permit, Standing};
 use crate::refusal::{Reason, Refusal};
 use crate::runtime::Expected;
-use crate::table::{At, PortInstances, Rule, Shares};
+use crate::table::{At, Instance, PortInstances, Rule, Shares};
 use crate::worker::{TableRef, Worker};
 
 /// What earlier tries of the same request have used.
@@ -22,6 +24,8 @@ pub struct Tried {
     pub destination: Option<usize>,
     /// Choices that were made.
     pub places: Vec<At>,
+    /// The key by which the request sticks to a destination, where its rule has it do so.
+    pub sticks_by: Option<u64>,
 }
 
 /// The destination that a number below `shares.total` falls into.
@@ -115,18 +119,28 @@ fn destination(worker: &Worker, rule: &Rule, port: usize, tried: &Tried, refused
     if shares.total == 0 {
         return None;
     }
-    let drawn = draw(shares, worker.random_below(shares.total));
     let before = |destination: usize| tried.places.iter().any(|p| p.destination == destination);
     let out = |destination: usize| refused.contains(&destination);
+    if let (Some(key), Some(stickiness)) = (tried.sticks_by, &rule.stickiness) {
+        let may = |d: usize| !out(d) && width(shares, d) > 0;
+        let next = stickiness.arm(key, &rule.destinations, |d| may(d) && !before(d));
+        return next.or_else(|| stickiness.arm(key, &rule.destinations, may));
+    }
+    let drawn = draw(shares, worker.random_below(shares.total));
     if !before(drawn) && !out(drawn) {
         return Some(drawn);
     }
     draw_among(worker, shares, |d| !before(d) && !out(d)).or_else(|| draw_among(worker, shares, |d| !out(d)))
 }
 
+/// How much of the whole a destination has.
+fn width(shares: &Shares, destination: usize) -> u64 {
+    shares.ends[destination] - if destination == 0 { 0 } else { shares.ends[destination - 1] }
+}
+
 /// Draws one of those that may be drawn, by their weights.
 fn draw_among(worker: &Worker, shares: &Shares, may: impl Fn(usize) -> bool) -> Option<usize> {
-    let width = |d: usize| shares.ends[d] - if d == 0 { 0 } else { shares.ends[d - 1] };
+    let width = |d: usize| width(shares, d);
     let total: u64 = (0..shares.ends.len()).filter(|d| may(*d)).map(width).sum();
     let mut number = worker.random_below(total);
     for destination in (0..shares.ends.len()).filter(|d| may(*d)) {
@@ -136,6 +150,14 @@ fn draw_among(worker: &Worker, shares: &Shares, may: impl Fn(usize) -> bool) -> 
         }
     }
     None
+}
+
+/// The instance that a copy of a request goes to. One that is due for a probe is left to requests that somebody waits for.
+pub fn for_copy<'t>(worker: &Worker, instances: &'t PortInstances, now: Instant) -> Option<&'t Arc<Instance>> {
+    let millis = worker.millis(now);
+    let unwell = |at: usize| admit::standing(instances.ready[at].circuit.as_ref(), millis) != Standing::Well;
+    let position = if instances.ready.is_empty() { None } else { two_choices(worker, instances, unwell, now) };
+    position.map(|position| &instances.ready[position])
 }
 
 /// Of an instance that fails others are looked at, up to so many: enough where few are well, and a bound where none is.

@@ -21,6 +21,8 @@ pub mod classify;
 pub mod clock;
 /// Why a request goes where it goes.
 pub mod explain;
+/// What a rule does besides.
+pub mod filters;
 /// One try.
 pub mod forward;
 /// Bodies on streams of HTTP/2.
@@ -61,6 +63,8 @@ pub mod runtime;
 pub mod signal;
 /// What survives a restart.
 pub mod state;
+/// Who stays in which arm.
+pub mod sticky;
 /// The stream from the controller.
 pub mod subscribe;
 /// Configuration as requests use it.

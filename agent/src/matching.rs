@@ -93,9 +93,12 @@ pub fn first<'t>(service: &'t Service, view: &View<'_>) -> Option<&'t Entry> {
     service.index.first(&service.entries, view)
 }
 
-/// The entry that decides about a connection which is not HTTP: the first one that asks for nothing that only HTTP has.
+/// The entry that decides about a connection which is not HTTP: the first one that asks for nothing that only HTTP has, and whose rule
+/// sends something somewhere.
 pub fn first_for_connection<'t>(service: &'t Service, port: u16, caller: Option<&Workload>) -> Option<&'t Entry> {
-    service.index.for_connections(&service.entries).find(|entry| entry.holds_for_connection(port, caller))
+    let leads_on = |entry: &&Entry| !service.rule(Some(entry.rule)).destinations.is_empty();
+    let entries = service.index.for_connections(&service.entries);
+    entries.filter(leads_on).find(|entry| entry.holds_for_connection(port, caller))
 }
 
 impl Entry {
@@ -144,6 +147,14 @@ impl Entry {
         self.path.as_ref().map_or(Ok(()), PathMatcher::check)?;
         let mut named = [&self.headers, &self.query, &self.cookies].into_iter().flatten();
         named.try_for_each(NamedMatcher::check)
+    }
+
+    /// How many segments the prefix has by which it compares the path; none where it compares otherwise, or not at all.
+    pub fn prefix_segments(&self) -> usize {
+        match &self.path {
+            Some(PathMatcher::Prefix(prefix)) => prefix.matches('/').count(),
+            _ => 0,
+        }
     }
 
     /// Whether the request is one that this entry describes.

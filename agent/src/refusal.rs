@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderName, HeaderValue, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 
 use crate::body::ReplyBody;
 use crate::message::{MAX_FIELDS, MAX_HEADER_BYTES};
@@ -38,11 +38,19 @@ pub enum Reason {
     UpstreamConnect,
     /// The instance broke off.
     UpstreamReset,
+    /// The rule answers a share of the requests with an error, on purpose.
+    Fault,
+    /// The rule redirects.
+    Redirect,
+    /// The rule has a reply of its own.
+    DirectResponse,
+    /// The rule answers preflights of cross-origin requests.
+    Preflight,
 }
 
 impl Reason {
     /// All reasons, for counters.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 14] = [
         Self::BadRequest,
         Self::HeadersTooLarge,
         Self::NotSupported,
@@ -53,6 +61,10 @@ impl Reason {
         Self::UpstreamTimeout,
         Self::UpstreamConnect,
         Self::UpstreamReset,
+        Self::Fault,
+        Self::Redirect,
+        Self::DirectResponse,
+        Self::Preflight,
     ];
 
     /// The word for it, as in `x-switchyard-reason` and in metrics.
@@ -68,9 +80,14 @@ impl Reason {
             Self::UpstreamTimeout => "upstream-timeout",
             Self::UpstreamConnect => "upstream-connect",
             Self::UpstreamReset => "upstream-reset",
+            Self::Fault => "fault",
+            Self::Redirect => "redirect",
+            Self::DirectResponse => "direct-response",
+            Self::Preflight => "cors-preflight",
         }
     }
 
+    /// The status for it, unless the rule states one.
     const fn status(self) -> StatusCode {
         match self {
             Self::BadRequest => StatusCode::BAD_REQUEST,
@@ -81,6 +98,10 @@ impl Reason {
             Self::UpstreamConnect | Self::UpstreamReset => StatusCode::BAD_GATEWAY,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::Fault => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Redirect => StatusCode::FOUND,
+            Self::DirectResponse => StatusCode::OK,
+            Self::Preflight => StatusCode::NO_CONTENT,
         }
     }
 
@@ -91,7 +112,20 @@ impl Reason {
             Self::NotSupported | Self::NoRoute => "12",
             Self::RequestTimeout | Self::UpstreamTimeout => "4",
             Self::NoInstances | Self::CircuitOpen | Self::UpstreamConnect | Self::UpstreamReset => "14",
+            Self::Fault | Self::Redirect | Self::DirectResponse | Self::Preflight => "2",
         }
+    }
+}
+
+/// The gRPC status that a client makes of an HTTP status, by the protocol's table.
+const fn grpc_status_of(http: StatusCode) -> &'static str {
+    match http.as_u16() {
+        400 => "13",
+        401 => "16",
+        403 => "7",
+        404 => "12",
+        429 | 502 | 503 | 504 => "14",
+        _ => "2",
     }
 }
 
@@ -125,32 +159,63 @@ pub struct Refusal {
     pub detail: String,
     /// When it may be worth asking again.
     pub retry_after: Option<Duration>,
+    status: StatusCode,
+    /// The reply, where the rule states all of it.
+    stated: Option<Box<Stated>>,
+}
+
+/// A reply that a rule states: sent so to every caller, of gRPC or not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stated {
+    /// Its header fields.
+    pub headers: HeaderMap,
+    /// Its body.
+    pub body: Bytes,
 }
 
 impl Refusal {
     /// A refusal with its line.
     pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
-        Self { reason, detail: detail.into(), retry_after: None }
+        Self { reason, detail: detail.into(), retry_after: None, status: reason.status(), stated: None }
     }
 
     /// The HTTP status of the reply.
     pub fn status(&self) -> StatusCode {
-        self.reason.status()
+        self.status
+    }
+
+    /// The same with another status than the reason's.
+    pub fn with_status(self, status: StatusCode) -> Self {
+        Self { status, ..self }
+    }
+
+    /// A reply that the rule states. `detail` says for people what it is.
+    pub fn stated(reason: Reason, status: StatusCode, detail: String, stated: Stated) -> Self {
+        Self { status, stated: Some(Box::new(stated)), ..Self::new(reason, detail) }
     }
 
     /// The reply.
     pub fn reply(&self, grpc: bool) -> Response<ReplyBody> {
         let word = HeaderValue::from_static(self.reason.word());
-        let mut reply = if grpc {
+        let mut reply = if let Some(stated) = &self.stated {
+            let mut reply = Response::new(ReplyBody::full(stated.body.clone()));
+            *reply.status_mut() = self.status;
+            *reply.headers_mut() = stated.headers.clone();
+            reply
+        } else if grpc {
             let mut reply = Response::new(ReplyBody::empty());
+            let status = match self.reason {
+                Reason::Fault => grpc_status_of(self.status),
+                reason => reason.grpc_status(),
+            };
             let headers = reply.headers_mut();
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-            headers.insert("grpc-status", HeaderValue::from_static(self.reason.grpc_status()));
+            headers.insert("grpc-status", HeaderValue::from_static(status));
             headers.insert("grpc-message", word.clone());
             reply
         } else {
             let mut reply = Response::new(ReplyBody::full(Bytes::from(format!("{}\n", self.detail))));
-            *reply.status_mut() = self.reason.status();
+            *reply.status_mut() = self.status;
             reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
             reply
         };

@@ -1,4 +1,4 @@
-//! The path of a request, top to bottom: prepare, identify, match, choose, admit, forward, classify, retry?, relay.
+//! The path of a request, top to bottom: prepare, identify, match, filter, choose, admit, forward, classify, retry?, relay.
 //!
 //! Keeps true:
 //! - One table for the whole life of a request.
@@ -22,16 +22,18 @@ use crate::admit::Permit;
 use crate::body::{Coming, Incoming, ReplyBody, RequestBody};
 use crate::choose::{self, Tried};
 use crate::classify::{self, Verdict};
+use crate::filters::mirror::{self, Copies};
+use crate::filters::{self, Matched, OnReply};
 use crate::forward::{self, Connection, Failure};
 use crate::interim::{self, ToCaller};
-use crate::matching::{self, View};
+use crate::matching::{self, Entry, View};
 use crate::message::{self, Facts};
 use crate::record::Exchange;
 use crate::refusal::{Reason, Refusal};
 use crate::reply::{Relay, overdue};
 use crate::retry::replay::Replayable;
 use crate::retry::{self, Next, Tries};
-use crate::table::{At, Outcome, RetrySettings, Rule, Table};
+use crate::table::{At, Filters, Outcome, RetrySettings, Rule, Table};
 use crate::worker::{Caller, TableRef, Worker};
 use crate::{clock, ids, tunnel};
 
@@ -64,11 +66,13 @@ pub async fn handle(
     };
     let on_upgrade = parts.extensions.remove::<OnUpgrade>();
     let (version, ending) = (parts.version, worker.is_ending() || !known);
-    let served = serve(&worker, &table, &mut exchange, parts, body, facts, &caller).await;
+    let mut on_reply = OnReply::default();
+    let served = serve(&worker, &table, &mut exchange, parts, body, facts, &caller, &mut on_reply).await;
     caller.interim.settle();
     match served {
         Ok(mut reply) => {
             exchange.status(reply.head.status.as_u16());
+            on_reply.apply(&mut reply.head.headers);
             if reply.head.status == StatusCode::SWITCHING_PROTOCOLS {
                 return Ok(tunnel::open(&worker, caller, on_upgrade, reply.head, exchange));
             }
@@ -85,7 +89,9 @@ pub async fn handle(
             exchange.refused(refusal.reason);
             exchange.status(refusal.status().as_u16());
             let closes = caller.line.is_unguarded() || ending && version < Version::HTTP_2;
-            Ok(if closes { refusal.reply_and_close(facts.grpc) } else { refusal.reply(facts.grpc) })
+            let mut reply = if closes { refusal.reply_and_close(facts.grpc) } else { refusal.reply(facts.grpc) };
+            on_reply.apply(reply.headers_mut());
+            Ok(reply)
         }
     }
 }
@@ -109,15 +115,17 @@ struct Reply {
     relay: Box<Relay>,
 }
 
-/// Finds the rule, and tries until there is a reply that stands.
-async fn serve(
+/// Finds the rule, and tries until there is a reply that stands. What the rule changes about the reply is noted in `on_reply`.
+#[expect(clippy::too_many_arguments, reason = "a request, and all that it is looked at with")]
+async fn serve<'t>(
     worker: &Rc<Worker>,
-    table: &TableRef,
+    table: &'t TableRef,
     exchange: &mut Exchange,
     mut parts: Parts,
     body: Incoming,
     facts: Facts,
-    caller: &Caller,
+    caller: &Rc<Caller>,
+    on_reply: &mut OnReply<'t>,
 ) -> Result<Reply, Refusal> {
     let (service_at, port) = identify(table, caller, &parts)?;
     exchange.identified(service_at);
@@ -140,13 +148,23 @@ async fn serve(
         grpc: facts.grpc,
         caller: if service.index.asks_who_calls() { known() } else { None },
     };
-    let rule_at = matching::first(service, &view).map(|entry| entry.rule);
+    let matched = matching::first(service, &view);
+    let rule_at = matched.map(|entry| entry.rule);
     let rule = service.rule(rule_at);
 
-    // After the match, which is about what the caller sent.
+    // After the match, which is about what the caller sent; so is the key of who sticks to a destination.
     worker.with_rng(|rng| ids::complete(&mut parts.headers, &facts, rng));
-    let mut call = Call::new(parts, body, facts, exchange.start, rule, caller);
     let (mut tried, mut tries) = (Tried::default(), Tries::default());
+    if let Some(stickiness) = &rule.stickiness {
+        let user = worker.with_rng(|rng| stickiness.user(&parts.headers, caller.address.ip(), rng));
+        (tried.sticks_by, on_reply.cookie) = (user.key, user.set_cookie);
+    }
+    let mut call = Call::new(parts, body, facts, exchange.start, rule, caller);
+    if let Some(filters) = &rule.filters {
+        let matched = Matched { segments: matched.map_or(0, Entry::prefix_segments), deadline: call.deadline() };
+        let filtered = filters::on_request(worker, filters, &mut call.parts, matched, on_reply).await;
+        filtered.inspect_err(|_| exchange.turned_away(rule_at, None))?;
+    }
     let mut last: Option<Failed> = None;
     let mut connection = Connection::Kept;
     loop {
@@ -168,6 +186,11 @@ async fn serve(
             }
         };
         exchange.chosen(at);
+        let destination = table.destination(at).filters.as_deref();
+        on_reply.by_destination(destination);
+        if tries.retries == 0 {
+            call.copy(worker, (rule.filters.as_deref(), destination), port);
+        }
         let policy = table.instance(at).retry.as_deref();
         call.under(policy);
         let retrying = policy.filter(|p| p.max_retries > 0 && !facts.upgrade);
@@ -256,7 +279,10 @@ async fn attempt(
             let mut connection = connection;
             loop {
                 let counted = policy.is_some_and(|p| p.max_retries > 0) && !upgrade;
-                let request = call.request(counted, retries, last);
+                let mut request = call.request(counted, retries, last);
+                if let Some(filters) = &table.destination(at).filters {
+                    filters.change_request(request.headers_mut());
+                }
                 let expects = expects && !request.body().is_end_stream();
                 let request = interim::listen(request, call.interim.as_ref(), expects);
                 match forward::send(call.caller, table.instance(at), request, version, upgrade, connection).await {
@@ -365,7 +391,7 @@ async fn drain(mut relay: Box<Relay>) {
 
 /// The request as its tries need it.
 struct Call<'a> {
-    caller: &'a Caller,
+    caller: &'a Rc<Caller>,
     parts: Parts,
     body: Source,
     facts: Facts,
@@ -377,6 +403,8 @@ struct Call<'a> {
     try_timeout: Option<Duration>,
     /// Where interim replies go, if the caller takes them.
     interim: Option<ToCaller>,
+    /// Its copies, where some Service gets one.
+    copies: Option<Rc<Copies>>,
 }
 
 /// When a try must be over.
@@ -416,13 +444,25 @@ impl Source {
 }
 
 impl<'a> Call<'a> {
-    fn new(parts: Parts, body: Incoming, facts: Facts, start: Instant, rule: &Rule, caller: &'a Caller) -> Self {
+    fn new(parts: Parts, body: Incoming, facts: Facts, start: Instant, rule: &Rule, caller: &'a Rc<Caller>) -> Self {
         let callers = facts.has_deadline.then(|| retry::callers_timeout(&parts.headers)).flatten();
         let [callers, ours] =
             [callers, rule.request_timeout].map(|limit| limit.and_then(|limit| start.checked_add(limit)));
         let interim = ToCaller::of(parts.version, &body, &caller.interim);
         let body = if body.is_end_stream() { Source::Empty } else { Source::Once(Some(body), Rc::default()) };
-        Self { caller, parts, body, facts, start, callers, ours, try_timeout: rule.try_timeout, interim }
+        let try_timeout = rule.try_timeout;
+        Self { caller, parts, body, facts, start, callers, ours, try_timeout, interim, copies: None }
+    }
+
+    /// Has it copied, as these filters say, while its first try is sent. An upgrade is a conversation, of which nothing can be copied.
+    fn copy(&mut self, worker: &Rc<Worker>, filters: (Option<&Filters>, Option<&Filters>), port: usize) {
+        if self.facts.upgrade {
+            return;
+        }
+        self.copies = mirror::copies(worker, self.caller, filters, &self.parts, port);
+        if let (Some(copies), Source::Empty) = (&self.copies, &self.body) {
+            copies.without_body();
+        }
     }
 
     /// The policy that holds for the next try: its time for all tries counts, and what it may need again is kept.
@@ -467,6 +507,10 @@ impl<'a> Call<'a> {
                 None => RequestBody::Empty,
             },
             Source::Many(body) => RequestBody::Replay(body.next_try()),
+        };
+        let body = match &self.copies {
+            Some(copies) => copies.of(body),
+            None => body,
         };
         if counted && !self.facts.already_retried {
             // Before the copy is made, which has no room for more.

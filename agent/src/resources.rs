@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use switchyard_proto::v1;
 
 use crate::matching::Entry;
-use crate::table::ServiceKey;
+use crate::table::{ServiceKey, check_filters};
 
 /// Names a resource.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -92,7 +92,7 @@ impl Resources {
                     }
                     Entry::compile(entry)?.check()?;
                 }
-                Ok(())
+                check_filters(&routes.rules)
             }
             (Some(v1::resource::Content::Instances(instances)), v1::Kind::Instances) => {
                 match instances.instances.iter().find(|i| i.address.parse::<std::net::IpAddr>().is_err()) {

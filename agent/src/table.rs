@@ -20,6 +20,7 @@ use crate::record::metrics::Series;
 use crate::refusal::{Reason, Refusal};
 use crate::resources::{ResourceKey, Resources};
 use crate::runtime::{Runtime, ServiceRuntime};
+use crate::sticky::Stickiness;
 
 /// Who is known by which address.
 mod addresses;
@@ -27,11 +28,14 @@ mod addresses;
 mod build;
 /// The places that requests go to.
 mod destination;
+/// What rules do besides, compiled.
+mod filters;
 /// The policies, compiled.
 mod policy;
 
 pub use addresses::{Addresses, Captured, Workload};
 pub use destination::{Circuit, Destination, Instance, PortInstances};
+pub use filters::{Filters, Mirror, check as check_filters};
 pub use policy::{CircuitSettings, Conditions, Outcome, RetrySettings};
 
 /// Names a Service.
@@ -133,6 +137,10 @@ pub struct Rule {
     pub try_timeout: Option<Duration>,
     /// 503 for the share of a destination with no ready instance.
     pub fail_when_unavailable: bool,
+    /// What keeps a user in the same destination.
+    pub stickiness: Option<Stickiness>,
+    /// What it does besides.
+    pub filters: Option<Box<Filters>>,
     /// Where requests are counted that no destination could be drawn for.
     pub series: Arc<Series>,
 }

@@ -58,6 +58,8 @@ pub struct Worker {
     pools: RefCell<HashMap<IpAddr, Pool>>,
     table: RefCell<(TableCache, TableRef)>,
     rng: RefCell<SmallRng>,
+    /// Copies of requests under way.
+    pub copies: Cell<usize>,
     under_way: Cell<i64>,
     ending: Cell<bool>,
 }
@@ -74,6 +76,7 @@ impl Worker {
             pools: RefCell::default(),
             table: RefCell::new((cache, held)),
             rng: RefCell::new(SmallRng::from_os_rng()),
+            copies: Cell::new(0),
             under_way: Cell::new(0),
             ending: Cell::new(false),
         })

@@ -21,7 +21,7 @@ use switchyard_controller::snapshot::Snapshot;
 use switchyard_controller::world::World;
 use switchyard_controller::{Loaded, compile, console};
 use switchyard_crds::Severity;
-use switchyard_crds::validate::{entry_left_out, rule_left_out};
+use switchyard_crds::validate::entry_left_out;
 
 use crate::check::count;
 use crate::cluster::{Cluster, Scope};
@@ -217,17 +217,10 @@ impl Offline {
         for rule in self.world.rules_of(&service) {
             let own = |name: &Option<String>| name.clone().unwrap_or_default();
             let name = format!("{}/{}", own(&rule.metadata.namespace), own(&rule.metadata.name));
-            let mut say = |entry, why: &str| {
-                let why = format!("left out: {why}");
-                left_out.push(Considered { rule: name.clone(), entry, matched: false, why });
-            };
-            if let Some(why) = rule_left_out(rule) {
-                say(None, why);
-                continue;
-            }
             for (position, entry) in (0..).zip(&rule.spec.matches) {
                 if let Some(why) = entry_left_out(rule, entry) {
-                    say(Some(position), &why);
+                    let (why, entry) = (format!("left out: {why}"), Some(position));
+                    left_out.push(Considered { rule: name.clone(), entry, matched: false, why });
                 }
             }
         }

@@ -4,9 +4,6 @@
 //! Invariants: the outcome depends on the objects alone, never on the order in which they came
 //! (`the_order_in_which_objects_come_leaves_no_trace`), and equal config encodes to equal bytes; whatever `World::apply`
 //! does not call dirty compiles to what it compiled to before (`a_change_dirties_every_service_that_it_alters`).
-//!
-//! A rule is left out where compiling what is enforced of it would make it do something else than it says: a rule with nothing
-//! but filters.
 
 use std::collections::BTreeSet;
 
@@ -25,6 +22,9 @@ pub mod routes;
 
 /// Where a rule's requests go, and whether anything is there.
 pub mod destinations;
+
+/// What a rule does besides, and who stays where.
+pub mod filters;
 
 /// Policies, and which of two holds.
 pub mod policies;

@@ -154,27 +154,36 @@ fn selected((version, track): (Option<String>, Option<String>)) -> Value {
 
 /// Any rule.
 pub(crate) fn rule() -> impl Strategy<Value = Object> {
-    let destination = (name("ab"), selector(), 0..3).prop_map(|(service, selector, weight)| {
+    let destination = (name("ab"), selector(), 0..3, mirrors()).prop_map(|(service, selector, weight, mirrors)| {
         let mut to = selected(selector);
         to["service"] = json!(service);
         to["weight"] = json!(weight);
+        to["filters"] = mirrors;
         to
     });
     let meta = (namespace(), name("rstu"), option::of(1u8..4));
     let spec = (name("ab"), option::weighted(0.1, namespace()), 0..2, option::weighted(0.2, 80..84));
-    let lists = (vec(entry(), 0..3), vec(destination, 0..3), option::weighted(0.3, name("mn")));
-    (meta, spec, lists).prop_map(|((namespace, name, day), (service, of, priority, port), (matches, to, retry))| {
-        let rule = json!({
-            "apiVersion": "switchyard.dev/v1alpha1",
-            "kind": "RouteRule",
-            "metadata": metadata(&namespace, &name, day),
-            "spec": {
-                "service": service, "serviceNamespace": of, "priority": priority, "port": port,
-                "matches": matches, "destinations": to, "retryPolicy": retry,
-            },
-        });
-        Object::RouteRule(serde_json::from_value(rule).unwrap())
-    })
+    let lists = (vec(entry(), 0..3), vec(destination, 0..3), option::weighted(0.3, name("mn")), mirrors());
+    (meta, spec, lists).prop_map(
+        |((namespace, name, day), (service, of, priority, port), (matches, to, retry, mirrors))| {
+            let rule = json!({
+                "apiVersion": "switchyard.dev/v1alpha1",
+                "kind": "RouteRule",
+                "metadata": metadata(&namespace, &name, day),
+                "spec": {
+                    "service": service, "serviceNamespace": of, "priority": priority, "port": port,
+                    "matches": matches, "destinations": to, "retryPolicy": retry, "filters": mirrors,
+                },
+            });
+            Object::RouteRule(serde_json::from_value(rule).unwrap())
+        },
+    )
+}
+
+/// Filters that copy requests to some Service.
+fn mirrors() -> impl Strategy<Value = Value> {
+    let mirror = name("ab").prop_map(|service| json!({"type": "RequestMirror", "requestMirror": {"service": service}}));
+    vec(mirror, 0..2).prop_map(Value::Array)
 }
 
 fn targets() -> impl Strategy<Value = Vec<Value>> {

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use switchyard_crds::route_rule::RequestMirror;
 use switchyard_crds::{CircuitPolicy, RetryPolicy, RouteRule};
 
 use crate::object::{EndpointSlice, Kind, Namespace, Object, ObjectKey, Pod, Service, ServiceKey};
@@ -36,7 +37,7 @@ pub enum Unit {
 enum Link {
     /// A rule for this Service's requests.
     Rule(ServiceKey),
-    /// A rule that sends requests to this Service.
+    /// A rule that sends requests, or copies of them, to this Service.
     Destination(ServiceKey),
     /// A policy that targets this Service.
     Policy(ServiceKey),
@@ -355,8 +356,27 @@ pub fn destination_service(rule: &RouteRule, to: &switchyard_crds::route_rule::D
     ServiceKey { namespace: to.namespace.as_deref().unwrap_or(own).to_owned(), name: to.service.clone() }
 }
 
+/// The Service that a mirror of this rule names: one of the rule's namespace.
+pub fn mirrored_service(rule: &RouteRule, mirror: &RequestMirror) -> ServiceKey {
+    let own = rule.metadata.namespace.as_deref().unwrap_or_default();
+    ServiceKey { namespace: own.to_owned(), name: mirror.service.clone() }
+}
+
+/// The mirrors of a rule and of its destinations, each with its field.
+pub fn mirrors(rule: &RouteRule) -> impl Iterator<Item = (String, &RequestMirror)> {
+    let of_rule = rule.spec.filters.iter().enumerate().map(|(i, filter)| (format!("spec.filters[{i}]"), filter));
+    let of_destinations = rule.spec.destinations.iter().enumerate().flat_map(|(at, to)| {
+        let field = move |(i, filter)| (format!("spec.destinations[{at}].filters[{i}]"), filter);
+        to.filters.iter().enumerate().map(field)
+    });
+    let all = of_rule.chain(of_destinations);
+    all.filter_map(|(field, filter)| Some((format!("{field}.requestMirror"), filter.request_mirror.as_ref()?)))
+}
+
+/// The Services that requests of a rule go to, copies among them.
 fn destinations(rule: &RouteRule) -> impl Iterator<Item = ServiceKey> {
-    rule.spec.destinations.iter().map(|to| destination_service(rule, to))
+    let to = rule.spec.destinations.iter().map(|to| destination_service(rule, to));
+    to.chain(mirrors(rule).map(|(_, mirror)| mirrored_service(rule, mirror)))
 }
 
 fn targets(

@@ -77,11 +77,77 @@ fn same_version(a: &str, b: &str) -> String {
     format!("has({a}.version) == has({b}.version) && (!has({a}.version) || {a}.version == {b}.version)")
 }
 
-/// A rule sends requests somewhere.
-pub(crate) fn route_rule() -> [Value; 1] {
-    let somewhere = "has(self.destinations) && self.destinations.exists(d, d.weight > 0) || \
-        has(self.filters) && self.filters.exists(f, f.type in ['RequestRedirect', 'DirectResponse'])";
-    [at("destinations", rule(somewhere, validate::NOWHERE))]
+/// A rule sends requests somewhere, or answers them; a prefix is replaced only where there is one.
+pub(crate) fn route_rule() -> [Value; 3] {
+    let goes = "has(self.destinations) && self.destinations.exists(d, d.weight > 0)";
+    let answered = "has(self.filters) && self.filters.exists(f, f.type in ['RequestRedirect', 'DirectResponse'])";
+    // The pattern lets no other share begin so.
+    let aborted = "has(self.filters) && self.filters.exists(f, has(f.fault) && has(f.fault.abort) && \
+        f.fault.abort.percent.startsWith('100'))";
+    let replaces =
+        |field: &str| format!("has(f.{field}) && has(f.{field}.path) && f.{field}.path.type == 'ReplacePrefixMatch'");
+    let prefixes = format!(
+        "!has(self.filters) || !self.filters.exists(f, {} || {}) || !has(self.matches) || \
+        self.matches.all(m, !has(m.path) || m.path.type == 'PathPrefix')",
+        replaces("urlRewrite"),
+        replaces("requestRedirect"),
+    );
+    [
+        at("destinations", rule(&format!("{goes} || {answered} || {aborted}"), validate::NOWHERE)),
+        at("destinations", rule(&format!("!({goes} && {answered})"), validate::ANSWERED)),
+        at("filters", rule(&prefixes, validate::PREFIX_ONLY)),
+    ]
+}
+
+/// Filters of one rule get along with one another.
+pub(crate) fn filters() -> [Value; 2] {
+    let answers = "self.filter(f, f.type in ['RequestRedirect', 'URLRewrite', 'DirectResponse']).map(f, f.type)";
+    [once(), rule(&format!("{answers}.all(t, {answers}.all(other, t == other))"), validate::REDIRECT_REWRITE)]
+}
+
+/// The same of a destination, which does not take all of them.
+pub(crate) fn destination_filters() -> [Value; 2] {
+    let some = "self.all(f, f.type in ['RequestHeaderModifier', 'ResponseHeaderModifier', 'RequestMirror'])";
+    [once(), rule(some, validate::DESTINATION_FILTER)]
+}
+
+fn once() -> Value {
+    rule("self.all(f, f.type == 'RequestMirror' || self.exists_one(g, g.type == f.type))", validate::FILTER_TWICE)
+}
+
+/// A filter leaves some header fields alone ...
+pub(crate) fn field_name() -> [Value; 1] {
+    [rule(&touchable("self"), validate::UNTOUCHED)]
+}
+
+/// ... also in a list of their names.
+pub(crate) fn removed_fields() -> [Value; 1] {
+    [rule(&format!("self.all(name, {})", touchable("name")), validate::UNTOUCHED)]
+}
+
+fn touchable(name: &str) -> String {
+    let fields = names::UNTOUCHED_FIELDS.map(|field| format!("'{field}'")).join(", ");
+    format!("!({name}.lowerAscii() in [{fields}]) && !{name}.lowerAscii().startsWith('{}')", names::OWN_FIELDS)
+}
+
+/// A reply has a body only if its status lets it.
+pub(crate) fn canned_response() -> [Value; 1] {
+    [at("body", rule("!has(self.body) || self.body == '' || !(self.status in [204, 205, 304])", validate::NO_BODY))]
+}
+
+/// All is said alone.
+pub(crate) fn cors() -> [Value; 4] {
+    ["allowOrigins", "allowMethods", "allowHeaders", "exposeHeaders"].map(|list| {
+        at(
+            list,
+            rule(&format!("!has(self.{list}) || self.{list}.size() < 2 || !('*' in self.{list})"), validate::ALONE),
+        )
+    })
+}
+
+/// A cookie lives.
+pub(crate) fn cookie_ttl() -> [Value; 1] {
+    [rule("duration(self) > duration('0s')", validate::COOKIE_TTL)]
 }
 
 /// A path that is compared as text is one.

@@ -50,11 +50,59 @@ pub const GRPC_SERVICE_HINT: &str = "a gRPC service's full name, such as shop.Ca
 pub const GRPC_METHOD: &str = "^[A-Za-z_][A-Za-z0-9_]*$";
 /// The same in words.
 pub const GRPC_METHOD_HINT: &str = "a gRPC method's name, such as AddItem";
+/// A path as it is sent (RFC 3986, section 3.3): what is no letter, digit or one of few signs is percent-encoded.
+pub const SENT_PATH: &str = r"^/([-A-Za-z0-9/._~!$&'()*+,;=:@]|%[0-9A-Fa-f]{2})*$";
+/// The same in words.
+pub const SENT_PATH_HINT: &str = "a path as it is sent: it begins with `/`, has no query, and what is no letter, digit or one of \
+     -._~!$&'()*+,;=:@ is percent-encoded";
+
+/// A path as it is sent, or none.
+pub const SENT_PATH_OR_EMPTY: &str = r"^(/([-A-Za-z0-9/._~!$&'()*+,;=:@]|%[0-9A-Fa-f]{2})*)?$";
+/// The same in words.
+pub const SENT_PATH_OR_EMPTY_HINT: &str = "empty, or a path as it is sent: it begins with `/`, has no query, and what is no letter, \
+     digit or one of -._~!$&'()*+,;=:@ is percent-encoded";
+
+/// Origins: all, those of a scheme, those below a domain, or one.
+pub const ORIGIN: &str = concat!(
+    r"^(\*|https?://(\*|(\*\.)?[A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])",
+    "(:([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?)$"
+);
+/// The same in words.
+pub const ORIGIN_HINT: &str =
+    "an origin, such as https://example.org, https://*.example.org:8443 or https://*; or `*` for all";
 
 /// A method. Methods tell lower case from upper case, and all that are in use are upper case.
 pub const METHOD: &str = "^[A-Z][A-Z0-9_-]*$";
 /// The same in words.
 pub const METHOD_HINT: &str = "a method in upper case, such as GET";
+
+/// A method, or all of them.
+pub const METHOD_OR_ANY: &str = r"^(\*|[A-Z][A-Z0-9_-]*)$";
+/// The same in words.
+pub const METHOD_OR_ANY_HINT: &str = "a method in upper case, such as GET; or `*` for all";
+
+/// Header fields that no filter touches: they say whose a message is, how long it is, or are for one connection only.
+pub const UNTOUCHED_FIELDS: [&str; 11] = [
+    "host",
+    "content-length",
+    "transfer-encoding",
+    "trailer",
+    "te",
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "upgrade",
+    "http2-settings",
+    "expect",
+];
+/// How the agents' own fields begin, which no filter touches either.
+pub const OWN_FIELDS: &str = "x-switchyard-";
+
+/// Whether a filter may touch a header field.
+pub fn may_be_touched(field: &str) -> bool {
+    let field = field.to_ascii_lowercase();
+    !UNTOUCHED_FIELDS.contains(&field.as_str()) && !field.starts_with(OWN_FIELDS)
+}
 
 /// What is wrong with a label's key, if anything: an optional domain with a slash, and a name of up to 63 characters.
 pub fn label_key_fault(key: &str) -> Option<&'static str> {

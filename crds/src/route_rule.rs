@@ -60,9 +60,10 @@ pub struct RouteRuleSpec {
     /// Keeps a user in the same destination.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stickiness: Option<Stickiness>,
-    /// What is changed about requests and replies, in order.
+    /// What is changed about requests and replies, and what is answered at once. They act in an order of their own, whatever their order
+    /// here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
+    #[schemars(length(max = 16), extend("x-kubernetes-validations" = crate::cel::filters()))]
     pub filters: Vec<Filter>,
     /// Limits of time. Absent: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -260,9 +261,10 @@ pub struct Destination {
     #[serde(default = "default_weight")]
     #[schemars(range(min = 0, max = 1_000_000))]
     pub weight: i32,
-    /// What is changed about the requests that go here, and their replies.
+    /// What is changed about the requests that go here, and their replies: RequestHeaderModifier, ResponseHeaderModifier and
+    /// RequestMirror.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
+    #[schemars(length(max = 16), extend("x-kubernetes-validations" = crate::cel::destination_filters()))]
     pub filters: Vec<Filter>,
 }
 
@@ -317,6 +319,7 @@ pub struct StickyCookie {
     pub name: String,
     /// How long it lives. Absent: for the browser's session.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-kubernetes-validations" = crate::cel::cookie_ttl()))]
     pub ttl: Option<Duration>,
 }
 
@@ -395,7 +398,11 @@ pub struct HeaderModifier {
     pub add: Vec<HeaderValue>,
     /// Fields that are taken away.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16), inner(length(max = 256), regex(pattern = crate::names::TOKEN)))]
+    #[schemars(
+        length(max = 16),
+        inner(length(max = 256), regex(pattern = crate::names::TOKEN)),
+        extend("x-kubernetes-validations" = crate::cel::removed_fields())
+    )]
     pub remove: Vec<String>,
 }
 
@@ -404,7 +411,11 @@ pub struct HeaderModifier {
 #[serde(rename_all = "camelCase")]
 pub struct HeaderValue {
     /// Its name.
-    #[schemars(length(min = 1, max = 256), regex(pattern = crate::names::TOKEN))]
+    #[schemars(
+        length(min = 1, max = 256),
+        regex(pattern = crate::names::TOKEN),
+        extend("x-kubernetes-validations" = crate::cel::field_name())
+    )]
     pub name: String,
     /// Its value.
     #[schemars(length(max = 4096), regex(pattern = crate::names::FIELD_VALUE))]
@@ -434,11 +445,11 @@ pub struct PathModifier {
     pub kind: PathModifierType,
     /// The new path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 1024))]
+    #[schemars(length(max = 1024), regex(pattern = crate::names::SENT_PATH))]
     pub replace_full_path: Option<String>,
     /// What stands for the prefix that the rule matched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 1024))]
+    #[schemars(length(max = 1024), regex(pattern = crate::names::SENT_PATH_OR_EMPTY))]
     pub replace_prefix_match: Option<String>,
 }
 
@@ -544,6 +555,7 @@ pub struct FaultAbort {
 /// A fixed reply.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = crate::cel::canned_response()))]
 pub struct CannedResponse {
     /// Its status.
     #[schemars(range(min = 200, max = 599))]
@@ -552,7 +564,7 @@ pub struct CannedResponse {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub headers: Vec<HeaderValue>,
-    /// Its body.
+    /// Its body; text, unless a `content-type` says otherwise.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 65536))]
     pub body: String,
@@ -561,27 +573,28 @@ pub struct CannedResponse {
 /// Cross-origin requests (the WHATWG Fetch standard).
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = crate::cel::cors()))]
 pub struct Cors {
-    /// Origins that may ask.
+    /// Origins that may ask: `scheme://host`, with or without a port; the host may be `*` or begin with `*.`. `*` alone is all of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64), inner(length(max = 256)))]
+    #[schemars(length(max = 64), inner(length(max = 256), regex(pattern = crate::names::ORIGIN)))]
     pub allow_origins: Vec<String>,
-    /// Methods they may use.
+    /// Methods they may use besides GET, HEAD and POST. `*` alone is all of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16), inner(length(max = 32)))]
+    #[schemars(length(max = 16), inner(length(max = 32), regex(pattern = crate::names::METHOD_OR_ANY)))]
     pub allow_methods: Vec<String>,
-    /// Header fields they may send.
+    /// Header fields they may send. `*` alone is all of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64), inner(length(max = 256)))]
+    #[schemars(length(max = 64), inner(length(max = 256), regex(pattern = crate::names::TOKEN)))]
     pub allow_headers: Vec<String>,
-    /// Header fields of the reply that they may read.
+    /// Header fields of the reply that they may read. `*` alone is all of them, without credentials.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64), inner(length(max = 256)))]
+    #[schemars(length(max = 64), inner(length(max = 256), regex(pattern = crate::names::TOKEN)))]
     pub expose_headers: Vec<String>,
     /// Whether they may send credentials.
     #[serde(default)]
     pub allow_credentials: bool,
-    /// How long a preflight's answer may be kept.
+    /// How long a preflight's answer may be kept. Absent: 5s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_age: Option<Duration>,
 }

@@ -13,6 +13,7 @@ use crate::{names, shape};
 pub mod conditions;
 
 pub(crate) mod circuit_policy;
+mod filters;
 mod not_enforced;
 mod patterns;
 pub(crate) mod retry_policy;
@@ -20,13 +21,29 @@ mod route_rule;
 mod targets;
 
 pub use circuit_policy::validate_circuit_policy;
-pub use not_enforced::rule_left_out;
 pub use patterns::{REGEX_NFA_BYTES, whole_match};
 pub use retry_policy::validate_retry_policy;
 pub use route_rule::{consumer_namespace, entry_left_out, validate_route_rule};
 
 pub(crate) const NOWHERE: &str = "no request could go anywhere: give a destination with a weight above 0, or a filter of \
-     type RequestRedirect or DirectResponse";
+     type RequestRedirect or DirectResponse, or of type Fault with an abort of 100%";
+pub(crate) const ANSWERED: &str = "no request goes to a destination where a RequestRedirect or a DirectResponse answers them \
+     all: take one of the two out";
+pub(crate) const FILTER_TWICE: &str = "but for RequestMirror, a type of filter is given once";
+pub(crate) const REDIRECT_REWRITE: &str =
+    "RequestRedirect, URLRewrite and DirectResponse exclude one another: what is answered at once is not passed on";
+pub(crate) const DESTINATION_FILTER: &str = "a destination takes the filters RequestHeaderModifier, ResponseHeaderModifier and \
+     RequestMirror; the others are given for the rule";
+pub(crate) const UNTOUCHED: &str = "no filter touches the fields that say whose a message is (Host; urlRewrite.hostname changes that), \
+     how long it is, or what is for one connection only, nor those that begin with x-switchyard-";
+pub(crate) const FIELD_TWICE: &str =
+    "is set, added or removed already: of each field there is one change, and names fold case";
+pub(crate) const PREFIX_ONLY: &str =
+    "ReplacePrefixMatch needs a prefix: every match has a path of type PathPrefix, or none, which is the prefix `/`";
+pub(crate) const NO_BODY: &str = "a reply with status 204, 205 or 304 has no body";
+pub(crate) const ALONE: &str = "`*` is all there is: it stands alone";
+pub(crate) const COOKIE_TTL: &str =
+    "a cookie that lives for 0s is gone at once; leave the field out for the browser's session";
 pub(crate) const PATH_START: &str = "a path begins with `/`";
 pub(crate) const PATH_ONLY: &str =
     "a path has no `?`, `#`, space or control character in it; queryParams match the query";

@@ -100,10 +100,14 @@ impl Collector {
 
     fn connections(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let all = self.0.shared.runtime.all_series();
-        let connections: fn(&Series) -> [(&'static str, u64); 2] = Series::connections;
+        type Counts = fn(&Series) -> Vec<(&'static str, u64)>;
+        let (connections, bytes): (Counts, Counts) = (|s| s.connections().to_vec(), |s| s.bytes().to_vec());
+        let copies: Counts = |s| s.copies().to_vec();
+        let mirrored = "Copies of requests by where rules mirror them to, and what became of them.";
         for (name, help, label, counts) in [
             ("switchyard_tcp_connections", "Connections that are not HTTP.", "outcome", connections),
-            ("switchyard_tcp_bytes", "Bytes of connections that are not HTTP.", "direction", Series::bytes),
+            ("switchyard_tcp_bytes", "Bytes of connections that are not HTTP.", "direction", bytes),
+            ("switchyard_mirrored_requests", mirrored, "outcome", copies),
         ] {
             let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             for series in &all {

@@ -48,6 +48,38 @@ struct SeriesShard {
     opened: Cell,
     failed: Cell,
     carried: [Cell; 2],
+    copies: [Cell; Copied::ALL.len()],
+}
+
+/// What became of a copy of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Copied {
+    /// An answer to it began, with whatever status.
+    Answered,
+    /// It was sent, and not answered in time or at all.
+    Failed,
+    /// There was no instance that it could be sent to.
+    NoInstance,
+    /// Too many others were under way.
+    TooMany,
+    /// The request's body was too long to be kept, or did not come to its end.
+    Body,
+}
+
+impl Copied {
+    /// All of them, in the order of the counters.
+    pub const ALL: [Self; 5] = [Self::Answered, Self::Failed, Self::NoInstance, Self::TooMany, Self::Body];
+
+    /// The word for it in metrics.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Answered => "answered",
+            Self::Failed => "failed",
+            Self::NoInstance => "no-instance",
+            Self::TooMany => "too-many",
+            Self::Body => "body",
+        }
+    }
 }
 
 /// Which way bytes of a connection go.
@@ -128,6 +160,16 @@ impl Series {
             let of = |shard: &SeriesShard| shard.carried[direction as usize].get();
             (direction.word(), self.shards.iter().map(of).sum())
         })
+    }
+
+    /// Counts a copy of a request.
+    pub fn copied(&self, worker: usize, what: Copied) {
+        self.shards[worker].copies[what as usize].add(1);
+    }
+
+    /// Copies of requests, by what became of them.
+    pub fn copies(&self) -> [(&'static str, u64); Copied::ALL.len()] {
+        Copied::ALL.map(|what| (what.word(), self.shards.iter().map(|shard| shard.copies[what as usize].get()).sum()))
     }
 
     /// How long they took.

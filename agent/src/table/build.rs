@@ -9,18 +9,20 @@ use switchyard_proto::v1;
 
 use super::destination::{Circuit, Destination, Instance, PortInstances};
 use super::policy::{CircuitSettings, RetrySettings, budget_limits, limit};
-use super::{Port, Rule, Service, ServiceKey, Shares, resource_key};
+use super::{Filters, Port, Rule, Service, ServiceKey, Shares, resource_key};
 use crate::matching::{Entry, Index};
 use crate::record::metrics::Series;
 use crate::resources::Resources;
 use crate::runtime::Runtime;
+use crate::sticky::Stickiness;
 
 /// The versions of all that a Service's table entry is made of. The same fingerprint means the same entry.
 pub(super) fn fingerprint(resources: &Resources, key: &ServiceKey) -> Vec<String> {
     let mut mentioned = BTreeSet::from([key.clone()]);
     if let Some(routes) = resources.routes(&resource_key(v1::Kind::Routes, key)) {
         let destinations = routes.rules.iter().flat_map(|r| &r.destinations);
-        mentioned.extend(destinations.map(destination_key));
+        let filters = routes.rules.iter().flat_map(|r| &r.filters).chain(destinations.clone().flat_map(|d| &d.filters));
+        mentioned.extend(destinations.chain(filters.filter_map(mirrored)).map(destination_key));
     }
     let versions = mentioned.iter().flat_map(|service| {
         [v1::Kind::Routes, v1::Kind::Instances].map(|kind| resources.version(&resource_key(kind, service)).to_owned())
@@ -67,6 +69,14 @@ pub(super) fn service(resources: &Resources, key: &ServiceKey, fingerprint: Vec<
     }
 }
 
+/// Where a filter sends copies of requests, if it does.
+fn mirrored(filter: &v1::Filter) -> Option<&v1::Destination> {
+    match &filter.filter {
+        Some(v1::filter::Filter::RequestMirror(mirror)) => mirror.destination.as_ref(),
+        _ => None,
+    }
+}
+
 fn destination_key(destination: &v1::Destination) -> ServiceKey {
     ServiceKey { namespace: destination.namespace.clone(), name: destination.service.clone() }
 }
@@ -101,8 +111,15 @@ impl Builder<'_> {
             request_timeout: limit(wire.request_timeout_ms),
             try_timeout: limit(wire.backend_request_timeout_ms),
             fail_when_unavailable: wire.fail_when_unavailable,
+            // As with match entries, one that does not compile was turned down when it came in.
+            stickiness: wire.stickiness.as_ref().and_then(|s| Stickiness::compile(s, &wire.destinations).ok()),
+            filters: self.filters(wire, &wire.filters),
             series: self.series(&wire.name, "", ""),
         }
+    }
+
+    fn filters(&self, rule: &v1::Rule, wire: &[v1::Filter]) -> Option<Box<Filters>> {
+        Filters::compile(wire, |to| Some(self.destination(rule, to, None))).ok().flatten()
     }
 
     fn series(&self, rule: &str, target: &str, version: &str) -> Arc<Series> {
@@ -128,6 +145,7 @@ impl Builder<'_> {
             weight: wire.weight,
             ports,
             retry: named.into_iter().chain(attached).next().cloned(),
+            filters: self.filters(rule, &wire.filters),
             series: self.series(&rule.name, &label, &selector.version),
             service: label,
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use switchyard_proto::v1;
 
+use super::Filters;
 use super::policy::{CircuitSettings, RetrySettings};
 use crate::admit::breaker::Breaker;
 use crate::record::metrics::Series;
@@ -23,6 +24,8 @@ pub struct Destination {
     pub ports: Vec<PortInstances>,
     /// The retry policy that holds for all of it; one for a part of it is at the instances of that part.
     pub retry: Option<Arc<RetrySettings>>,
+    /// What is done to the requests that go here, and to their replies: changes of header fields, and mirrors.
+    pub filters: Option<Box<Filters>>,
     /// Where requests are counted that none of its instances could take.
     pub series: Arc<Series>,
 }

@@ -7,10 +7,10 @@ use switchyard_crds::{Finding, ObjectName, Reason, RouteRule};
 use switchyard_proto::v1;
 
 use crate::compile::routes::port_number;
-use crate::compile::{Absent, name_of, own, warning, warning_for};
+use crate::compile::{Absent, filters, name_of, own, warning, warning_for};
 use crate::object::{Kind, ObjectKey, Service, ServiceKey};
 use crate::world::instances::{self, Instance};
-use crate::world::{World, destination_service};
+use crate::world::{World, destination_service, mirrored_service, mirrors};
 
 /// One destination of a rule.
 pub fn compile(rule: &RouteRule, to: &Destination) -> v1::Destination {
@@ -21,6 +21,7 @@ pub fn compile(rule: &RouteRule, to: &Destination) -> v1::Destination {
         port: port_number(to.port),
         selector: Some(selector(to.version.as_deref(), &to.subset)),
         weight: u32::try_from(to.weight).unwrap_or_default(),
+        filters: filters::compile(rule, &to.filters),
     }
 }
 
@@ -99,26 +100,49 @@ impl<'a> Present<'a> {
     }
 }
 
-/// Reports destinations that name what does not exist.
+/// Reports destinations and mirrors that name what does not exist.
 pub fn check(world: &World, rule: &RouteRule, present: &mut Present<'_>, findings: &mut Vec<Finding>) {
+    let none = BTreeMap::new();
     let name = name_of(rule);
-    for (at, to) in rule.spec.destinations.iter().enumerate() {
-        let field = |leaf: &str| format!("spec.destinations[{at}].{leaf}");
-        let key = destination_service(rule, to);
+    let destinations = rule.spec.destinations.iter().enumerate().map(|(at, to)| Named {
+        field: format!("spec.destinations[{at}]"),
+        service: destination_service(rule, to),
+        port: to.port,
+        wanted: (to.version.as_deref(), &to.subset),
+        missing: "its share goes to the rule's other destinations",
+    });
+    let mirrors = mirrors(rule).map(|(field, mirror)| Named {
+        field,
+        service: mirrored_service(rule, mirror),
+        port: mirror.port,
+        wanted: (mirror.version.as_deref(), &none),
+        missing: "nothing is copied to it",
+    });
+    for Named { field, service: key, port, wanted, missing } in destinations.chain(mirrors) {
         let Some(service) = world.service(&key) else {
-            let message = format!("there is no Service {key}; its share goes to the rule's other destinations");
-            findings.push(warning(&name, Reason::UnresolvedRef, field("service"), message));
+            let message = format!("there is no Service {key}; {missing}");
+            findings.push(warning(&name, Reason::UnresolvedRef, format!("{field}.service"), message));
             continue;
         };
-        if let Some(port) = to.port
+        if let Some(port) = port
             && !service.tcp_ports().any(|other| i32::from(other.port) == port)
         {
             let message = format!("Service {key} has no port {port}{}", ports_in_words(service));
-            findings.push(warning(&name, Reason::UnresolvedRef, field("port"), message));
+            findings.push(warning(&name, Reason::UnresolvedRef, format!("{field}.port"), message));
         }
-        let wanted = (to.version.as_deref(), &to.subset);
-        present.check(service, wanted, (&name, &format!("spec.destinations[{at}]"), "service"), findings);
+        present.check(service, wanted, (&name, &field, "service"), findings);
     }
+}
+
+/// A place of a rule that names a Service.
+struct Named<'a> {
+    field: String,
+    service: ServiceKey,
+    port: Option<i32>,
+    /// The version and the labels that its instances are to have.
+    wanted: (Option<&'a str>, &'a BTreeMap<String, String>),
+    /// What becomes of it where the Service is missing.
+    missing: &'static str,
 }
 
 fn versions(instances: &[Instance]) -> String {

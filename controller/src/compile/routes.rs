@@ -8,14 +8,14 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use switchyard_crds::route_rule::{PathMatchType, RouteMatch, SourceMatch, ValueMatchType, WhenUnavailable};
-use switchyard_crds::validate::{consumer_namespace, entry_left_out, rule_left_out};
+use switchyard_crds::validate::{consumer_namespace, entry_left_out};
 use switchyard_crds::values::Duration;
 use switchyard_crds::{Finding, Reason, RouteRule};
 use switchyard_proto::{path, v1};
 
 use crate::compile::destinations::Present;
 use crate::compile::order::{Age, Rank, Specificity};
-use crate::compile::{destinations, name_of, policies, qualified, warning};
+use crate::compile::{destinations, filters, name_of, policies, qualified, warning};
 use crate::object::{Service, ServicePort};
 use crate::world::World;
 
@@ -41,7 +41,7 @@ pub fn compile(
     for rule in world.rules_of(&service.key()) {
         check_port(service, rule, findings);
         destinations::check(world, rule, present, findings);
-        if rule_left_out(rule).is_none() && entries(rule).next().is_some() {
+        if entries(rule).next().is_some() {
             taken.push(rule);
         }
     }
@@ -96,6 +96,8 @@ fn compile_rule(world: &World, rule: &RouteRule, findings: &mut Vec<Finding>) ->
         backend_request_timeout_ms: limit(timeouts.backend_request),
         retry,
         fail_when_unavailable: rule.spec.when_unavailable == WhenUnavailable::Fail,
+        stickiness: rule.spec.stickiness.as_ref().map(filters::stickiness),
+        filters: filters::compile(rule, &rule.spec.filters),
     }
 }
 

@@ -49,10 +49,13 @@ fn show(text: &mut String, compiled: &Compiled) {
     }
     for rule in &routes.rules {
         writeln!(text, "  rule {}{}", rule.name, extras(rule)).unwrap();
+        if let Some(stickiness) = &rule.stickiness {
+            writeln!(text, "    sticks by {:?}", stickiness.on.as_ref().unwrap()).unwrap();
+        }
+        rule.filters.iter().for_each(|filter| writeln!(text, "    {}", self::filter(filter)).unwrap());
         for to in &rule.destinations {
-            let port = if to.port == 0 { String::new() } else { format!(":{}", to.port) };
-            let selector = selector(to.selector.as_ref());
-            writeln!(text, "    {} to {}/{}{port}{selector}", to.weight, to.namespace, to.service).unwrap();
+            writeln!(text, "    {} to {}", to.weight, destination(to)).unwrap();
+            to.filters.iter().for_each(|filter| writeln!(text, "      {}", self::filter(filter)).unwrap());
         }
     }
     for policy in &routes.circuits {
@@ -92,6 +95,20 @@ fn show(text: &mut String, compiled: &Compiled) {
         let Instance { address, version, zone, name } = Instance::of(instance);
         let (ports, labels) = (ports.join(" "), labels.concat());
         writeln!(text, "  instance {address} [{ports}]{version}{labels}{zone}{name} {state}").unwrap();
+    }
+}
+
+fn destination(to: &v1::Destination) -> String {
+    let port = if to.port == 0 { String::new() } else { format!(":{}", to.port) };
+    format!("{}/{}{port}{}", to.namespace, to.service, selector(to.selector.as_ref()))
+}
+
+fn filter(filter: &v1::Filter) -> String {
+    match filter.filter.as_ref().unwrap() {
+        v1::filter::Filter::RequestMirror(mirror) => {
+            format!("mirror {} ppm to {}", mirror.ppm, destination(mirror.destination.as_ref().unwrap()))
+        }
+        other => format!("{other:?}"),
     }
 }
 

@@ -29,6 +29,10 @@ static PATTERNS: LazyLock<Vec<(&str, &str, Option<Regex>)>> = LazyLock::new(|| {
         (names::METHOD, names::METHOD_HINT),
         (names::GRPC_SERVICE, names::GRPC_SERVICE_HINT),
         (names::GRPC_METHOD, names::GRPC_METHOD_HINT),
+        (names::METHOD_OR_ANY, names::METHOD_OR_ANY_HINT),
+        (names::SENT_PATH, names::SENT_PATH_HINT),
+        (names::SENT_PATH_OR_EMPTY, names::SENT_PATH_OR_EMPTY_HINT),
+        (names::ORIGIN, names::ORIGIN_HINT),
         (conditions::PATTERN, conditions::HINT),
         ("^https?$", "http or https"),
         ("^.+$", "one line of text"),
@@ -141,6 +145,9 @@ fn as_mapping(schema: &Value, text: &str) -> Option<String> {
 
 /// A field that does not exist.
 pub(super) fn unknown_field(name: &str, known: &[&str]) -> String {
+    if name == "true" && known.contains(&"on") {
+        return "no such field; to YAML a bare `on` is the value true: write \"on\", in quotes".to_owned();
+    }
     if let Some(alike) = nearest(name, known) {
         return format!("no such field; did you mean `{alike}`?");
     }

@@ -85,6 +85,9 @@ impl Report {
             "spec.fallback",
             super::ONE_FALLBACK,
         );
+        if let Some(response) = &fallback.response {
+            self.canned_response("spec.fallback.response", response);
+        }
         let Some(destination) = &fallback.destination else { return };
         let itself = spec.target_refs.iter().any(|target| {
             target.name == destination.service && target.version == destination.version && target.subset.is_empty()

@@ -4,28 +4,10 @@
 use crate::circuit_policy::{CircuitPolicySpec, Override};
 use crate::findings::{Finding, Reason};
 use crate::retry_policy::RetryPolicySpec;
-use crate::route_rule::RouteRule;
 
 use super::Report;
 
 const YET: &str = "is accepted, but this build does not act on it yet";
-const NO_DESTINATION: &str = "rules that have filters and no destination are not in force yet";
-
-/// Why nothing of a rule is in force, if that is so whatever its matches ask for.
-pub fn rule_left_out(rule: &RouteRule) -> Option<&'static str> {
-    rule.spec.destinations.is_empty().then_some(NO_DESTINATION)
-}
-
-pub(super) fn route_rule(rule: &RouteRule, report: &mut Report) {
-    let spec = &rule.spec;
-    for (i, destination) in spec.destinations.iter().enumerate() {
-        report.fields(&[(&format!("spec.destinations[{i}].filters"), !destination.filters.is_empty())]);
-    }
-    for i in 0..spec.filters.len() {
-        report.not_enforced(format!("spec.filters[{i}]"), YET);
-    }
-    report.fields(&[("spec.stickiness", spec.stickiness.is_some())]);
-}
 
 pub(super) fn circuit_policy(spec: &CircuitPolicySpec, report: &mut Report) {
     report.fields(&[

@@ -2,12 +2,11 @@
 
 use crate::findings::Finding;
 use crate::route_rule::{
-    Filter, FilterType, HeaderMatch, PathMatch, PathMatchType, PathModifier, PathModifierType, RouteMatch, RouteRule,
-    Stickiness, Timeouts, ValueMatchType,
+    HeaderMatch, PathMatch, PathMatchType, RouteMatch, RouteRule, Stickiness, Timeouts, ValueMatchType,
 };
 use crate::values::Duration;
 
-use super::{Report, not_enforced, patterns};
+use super::{Report, filters, patterns};
 
 /// What is wrong with a rule, or likely a mistake; all of it.
 pub fn validate_route_rule(rule: &RouteRule) -> Vec<Finding> {
@@ -22,19 +21,23 @@ pub fn validate_route_rule(rule: &RouteRule) -> Vec<Finding> {
     for (i, destination) in spec.destinations.iter().enumerate() {
         let field = format!("spec.destinations[{i}]");
         report.labels(&format!("{field}.subset"), &destination.subset);
-        report.filters(&format!("{field}.filters"), &destination.filters);
+        report.destination_filters(&format!("{field}.filters"), &destination.filters);
     }
-    let ends = |filter: &Filter| matches!(filter.kind, FilterType::RequestRedirect | FilterType::DirectResponse);
-    let goes_somewhere = spec.destinations.iter().any(|d| d.weight > 0) || spec.filters.iter().any(ends);
-    report.require(goes_somewhere, "spec.destinations", super::NOWHERE);
-    report.filters("spec.filters", &spec.filters);
+    let goes = spec.destinations.iter().any(|d| d.weight > 0);
+    let answered = spec.filters.iter().any(filters::answers);
+    report.require(
+        goes || answered || spec.filters.iter().any(filters::aborts_all),
+        "spec.destinations",
+        super::NOWHERE,
+    );
+    report.require(!(goes && answered), "spec.destinations", super::ANSWERED);
+    report.rule_filters(spec);
     if let Some(stickiness) = &spec.stickiness {
-        report.stickiness(stickiness);
+        report.stickiness(stickiness, spec.destinations.len());
     }
     if let Some(timeouts) = &spec.timeouts {
         report.timeouts(timeouts);
     }
-    not_enforced::route_rule(rule, &mut report);
     report.finish()
 }
 
@@ -139,8 +142,15 @@ impl Report {
         }
     }
 
-    fn stickiness(&mut self, stickiness: &Stickiness) {
+    fn stickiness(&mut self, stickiness: &Stickiness, destinations: usize) {
         let on = &stickiness.on;
+        if let Some(ttl) = on.cookie.as_ref().and_then(|cookie| cookie.ttl) {
+            self.require(ttl.as_millis() > 0, "spec.stickiness.on.cookie.ttl", super::COOKIE_TTL);
+        }
+        if destinations < 2 {
+            let message = "there are no two destinations that a user could be kept in one of";
+            self.suspicious("spec.stickiness", message);
+        }
         let given = [on.header.is_some(), on.cookie.is_some(), on.source_ip.is_some()];
         self.require(given.into_iter().filter(|g| *g).count() == 1, "spec.stickiness.on", super::ONE_STICKY_KEY);
     }
@@ -154,46 +164,6 @@ impl Report {
             let message = format!("{each} for one try is longer than {whole} for the whole request (timeouts.request)");
             self.error("spec.timeouts.backendRequest", message);
         }
-    }
-
-    fn filters(&mut self, field: &str, filters: &[Filter]) {
-        for (i, filter) in filters.iter().enumerate() {
-            self.filter(&format!("{field}[{i}]"), filter);
-        }
-    }
-
-    fn filter(&mut self, field: &str, filter: &Filter) {
-        let given = [
-            (FilterType::RequestHeaderModifier, filter.request_header_modifier.is_some()),
-            (FilterType::ResponseHeaderModifier, filter.response_header_modifier.is_some()),
-            (FilterType::UrlRewrite, filter.url_rewrite.is_some()),
-            (FilterType::RequestRedirect, filter.request_redirect.is_some()),
-            (FilterType::RequestMirror, filter.request_mirror.is_some()),
-            (FilterType::Fault, filter.fault.is_some()),
-            (FilterType::DirectResponse, filter.direct_response.is_some()),
-            (FilterType::Cors, filter.cors.is_some()),
-        ];
-        self.require(given.iter().all(|(kind, given)| *given == (*kind == filter.kind)), field, super::FILTER_FIELD);
-        if let Some(path) = filter.url_rewrite.as_ref().and_then(|rewrite| rewrite.path.as_ref()) {
-            self.path_modifier(&format!("{field}.urlRewrite.path"), path);
-        }
-        if let Some(redirect) = &filter.request_redirect {
-            let known = matches!(redirect.status_code, 301 | 302 | 303 | 307 | 308);
-            self.require(known, format!("{field}.requestRedirect.statusCode"), super::REDIRECT_STATUS);
-            if let Some(path) = &redirect.path {
-                self.path_modifier(&format!("{field}.requestRedirect.path"), path);
-            }
-        }
-        if let Some(fault) = &filter.fault {
-            self.require(fault.delay.is_some() || fault.abort.is_some(), format!("{field}.fault"), super::FAULT_NONE);
-        }
-    }
-
-    fn path_modifier(&mut self, field: &str, path: &PathModifier) {
-        let given = (path.replace_full_path.is_some(), path.replace_prefix_match.is_some());
-        let wanted =
-            (path.kind == PathModifierType::ReplaceFullPath, path.kind == PathModifierType::ReplacePrefixMatch);
-        self.require(given == wanted, field, super::FILTER_FIELD);
     }
 }
 

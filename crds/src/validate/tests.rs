@@ -26,7 +26,7 @@ fn circuit(mut more: Value) -> Value {
 #[test]
 fn a_rule_that_sends_requests_nowhere_is_refused() {
     let expected = "Error Invalid spec.destinations: no request could go anywhere: give a destination with a weight above 0, or \
-                    a filter of type RequestRedirect or DirectResponse\n";
+                    a filter of type RequestRedirect or DirectResponse, or of type Fault with an abort of 100%\n";
     for destinations in [json!([]), json!([{"service": "a", "weight": 0}, {"service": "b", "weight": 0}])] {
         let (_, findings) = parse::<RouteRule>(
             &json!({"metadata": {"name": "x"}, "spec": rule(json!({"destinations": destinations}))}),
@@ -127,23 +127,187 @@ fn of_what_excludes_one_another_exactly_one_is_given() {
             "stickiness": {"on": {"header": "x-user", "sourceIP": {}}},
             "filters": [
                 {"type": "Fault", "requestMirror": {"service": "b"}},
-                {"type": "RequestRedirect", "requestRedirect": {"statusCode": 305}},
+                {"type": "RequestMirror", "requestMirror": {"service": "b"}, "cors": {"allowOrigins": ["*"]}},
                 {"type": "URLRewrite", "urlRewrite": {"path": {"type": "ReplaceFullPath", "replacePrefixMatch": "/x"}}},
-                {"type": "Fault", "fault": {}},
             ],
         })),
         expect![[r#"
             Error Invalid spec.filters[0]: the field that `type` names is given, and no other
-            Error Invalid spec.filters[1].requestRedirect.statusCode: a redirect's status is 301, 302, 303, 307 or 308
+            Error Invalid spec.filters[1]: the field that `type` names is given, and no other
             Error Invalid spec.filters[2].urlRewrite.path: the field that `type` names is given, and no other
-            Error Invalid spec.filters[3].fault: a delay, an abort or both are given
+            Warning Suspicious spec.stickiness: there are no two destinations that a user could be kept in one of
             Error Invalid spec.stickiness.on: exactly one of header, cookie and sourceIP is given
-            Warning NotEnforced spec.filters[0]: is accepted, but this build does not act on it yet
-            Warning NotEnforced spec.filters[1]: is accepted, but this build does not act on it yet
-            Warning NotEnforced spec.filters[2]: is accepted, but this build does not act on it yet
-            Warning NotEnforced spec.filters[3]: is accepted, but this build does not act on it yet
-            Warning NotEnforced spec.stickiness: is accepted, but this build does not act on it yet
         "#]],
+    );
+    check::<RouteRule>(
+        rule(json!({"filters": [{"type": "Fault", "fault": {}}]})),
+        expect![[r#"
+        Error Invalid spec.filters[0].fault: a delay, an abort or both are given
+    "#]],
+    );
+    check::<RouteRule>(
+        answer(json!([{"type": "RequestRedirect", "requestRedirect": {"scheme": "https", "statusCode": 305}}])),
+        expect![[r#"
+            Error Invalid spec.filters[0].requestRedirect.statusCode: a redirect's status is 301, 302, 303, 307 or 308
+        "#]],
+    );
+}
+
+/// A rule that answers by itself.
+fn answer(filters: Value) -> Value {
+    json!({"service": "a", "filters": filters})
+}
+
+#[test]
+fn filters_that_do_not_get_along_are_refused() {
+    let redirect = json!({"type": "RequestRedirect", "requestRedirect": {"scheme": "https"}});
+    let rewrite = json!({"type": "URLRewrite", "urlRewrite": {"hostname": "b.org"}});
+    let reply = json!({"type": "DirectResponse", "directResponse": {"status": 200}});
+    let mirror = json!({"type": "RequestMirror", "requestMirror": {"service": "b"}});
+    check::<RouteRule>(
+        answer(json!([redirect, rewrite])),
+        expect![[r#"
+        Error Invalid spec.filters: RequestRedirect, URLRewrite and DirectResponse exclude one another: what is answered at once is not passed on
+    "#]],
+    );
+    check::<RouteRule>(
+        answer(json!([redirect, reply])),
+        expect![[r#"
+        Error Invalid spec.filters: RequestRedirect, URLRewrite and DirectResponse exclude one another: what is answered at once is not passed on
+    "#]],
+    );
+    check::<RouteRule>(
+        answer(json!([reply, reply])),
+        expect![[r#"
+        Error Invalid spec.filters: but for RequestMirror, a type of filter is given once
+    "#]],
+    );
+    check::<RouteRule>(
+        rule(json!({"filters": [redirect]})),
+        expect![[r#"
+        Error Invalid spec.destinations: no request goes to a destination where a RequestRedirect or a DirectResponse answers them all: take one of the two out
+    "#]],
+    );
+    check::<RouteRule>(rule(json!({"filters": [mirror, rewrite, mirror]})), expect![[""]]);
+    check::<RouteRule>(answer(json!([{"type": "Fault", "fault": {"abort": {"status": 503}}}])), expect![[""]]);
+    check::<RouteRule>(
+        answer(json!([{"type": "Fault", "fault": {"abort": {"status": 503, "percent": "99.9999%"}}}])),
+        expect![[r#"
+            Error Invalid spec.destinations: no request could go anywhere: give a destination with a weight above 0, or a filter of type RequestRedirect or DirectResponse, or of type Fault with an abort of 100%
+        "#]],
+    );
+    check::<RouteRule>(
+        json!({"service": "a", "destinations": [{"service": "a", "filters": [mirror, mirror, rewrite]}]}),
+        expect![[r#"
+            Error Invalid spec.destinations[0].filters: a destination takes the filters RequestHeaderModifier, ResponseHeaderModifier and RequestMirror; the others are given for the rule
+        "#]],
+    );
+}
+
+#[test]
+fn what_says_whose_and_how_long_a_message_is_no_filter_touches() {
+    let change = json!({
+        "set": [{"name": "Host", "value": "b"}, {"name": "x-a", "value": "b"}],
+        "add": [{"name": "Content-Length", "value": "1"}, {"name": "X-A", "value": "c"}],
+        "remove": ["transfer-encoding", "x-a", "X-Switchyard-Attempt"],
+    });
+    check::<RouteRule>(
+        rule(json!({"filters": [{"type": "RequestHeaderModifier", "requestHeaderModifier": change}]})),
+        expect![[r#"
+            Error Invalid spec.filters[0].requestHeaderModifier.set[0].name: no filter touches the fields that say whose a message is (Host; urlRewrite.hostname changes that), how long it is, or what is for one connection only, nor those that begin with x-switchyard-
+            Error Invalid spec.filters[0].requestHeaderModifier.add[0].name: no filter touches the fields that say whose a message is (Host; urlRewrite.hostname changes that), how long it is, or what is for one connection only, nor those that begin with x-switchyard-
+            Error Invalid spec.filters[0].requestHeaderModifier.remove: no filter touches the fields that say whose a message is (Host; urlRewrite.hostname changes that), how long it is, or what is for one connection only, nor those that begin with x-switchyard-
+            Error Invalid spec.filters[0].requestHeaderModifier.add[1]: x-a is set, added or removed already: of each field there is one change, and names fold case
+            Error Invalid spec.filters[0].requestHeaderModifier.remove[1]: x-a is set, added or removed already: of each field there is one change, and names fold case
+        "#]],
+    );
+    check::<RouteRule>(
+        answer(
+            json!([{"type": "DirectResponse", "directResponse": {"status": 204, "body": "x", "headers": [{"name": "Connection", "value": "close"}]}}]),
+        ),
+        expect![[r#"
+            Error Invalid spec.filters[0].directResponse.headers[0].name: no filter touches the fields that say whose a message is (Host; urlRewrite.hostname changes that), how long it is, or what is for one connection only, nor those that begin with x-switchyard-
+            Error Invalid spec.filters[0].directResponse.body: a reply with status 204, 205 or 304 has no body
+        "#]],
+    );
+    check::<CircuitPolicy>(
+        circuit(
+            json!({"fallback": {"response": {"status": 304, "body": "x", "headers": [{"name": "TE", "value": "a"}]}}}),
+        ),
+        expect![[r#"
+            Error Invalid spec.fallback.response.headers[0].name: no filter touches the fields that say whose a message is (Host; urlRewrite.hostname changes that), how long it is, or what is for one connection only, nor those that begin with x-switchyard-
+            Error Invalid spec.fallback.response.body: a reply with status 204, 205 or 304 has no body
+            Warning NotEnforced spec.fallback: is accepted, but this build does not act on it yet
+        "#]],
+    );
+}
+
+#[test]
+fn a_prefix_is_replaced_where_there_is_one() {
+    let path = json!({"path": {"type": "ReplacePrefixMatch", "replacePrefixMatch": "/x"}});
+    let with = |filter: &Value, kinds: &[&str]| {
+        let entries: Vec<_> = kinds.iter().map(|kind| json!({"path": {"type": kind, "value": "/a"}})).collect();
+        json!({"service": "a", "matches": entries, "destinations": [{"service": "a"}], "filters": [filter]})
+    };
+    let rewrite = json!({"type": "URLRewrite", "urlRewrite": path});
+    check::<RouteRule>(with(&rewrite, &["PathPrefix", "PathPrefix"]), expect![[""]]);
+    check::<RouteRule>(with(&rewrite, &[]), expect![[""]]);
+    check::<RouteRule>(
+        with(&rewrite, &["PathPrefix", "Exact"]),
+        expect![[r#"
+        Error Invalid spec.filters: ReplacePrefixMatch needs a prefix: every match has a path of type PathPrefix, or none, which is the prefix `/`
+    "#]],
+    );
+    let full =
+        json!({"type": "URLRewrite", "urlRewrite": {"path": {"type": "ReplaceFullPath", "replaceFullPath": "/x"}}});
+    check::<RouteRule>(with(&full, &["Exact", "RegularExpression"]), expect![[""]]);
+    let mut redirect = with(&json!({"type": "RequestRedirect", "requestRedirect": path}), &["RegularExpression"]);
+    redirect["destinations"] = json!([]);
+    check::<RouteRule>(
+        redirect,
+        expect![[r#"
+        Error Invalid spec.filters: ReplacePrefixMatch needs a prefix: every match has a path of type PathPrefix, or none, which is the prefix `/`
+    "#]],
+    );
+}
+
+#[test]
+fn what_a_filter_or_stickiness_does_in_vain_is_said() {
+    check::<RouteRule>(
+        rule(json!({
+            "matches": [{"method": "GET"}, {"method": "POST"}],
+            "stickiness": {"on": {"cookie": {"name": "arm", "ttl": "0s"}}},
+            "filters": [{"type": "CORS", "cors": {
+                "allowMethods": ["PUT", "*"], "exposeHeaders": ["*"], "allowCredentials": true,
+            }}],
+        })),
+        expect![[r#"
+            Error Invalid spec.filters[0].cors.allowMethods: `*` is all there is: it stands alone
+            Warning Suspicious spec.filters[0].cors.allowOrigins: is empty, so no origin may ask
+            Warning Suspicious spec.filters[0].cors.exposeHeaders: with allowCredentials browsers take `*` for a field of that name: name the fields
+            Warning Suspicious spec.filters[0].cors: browsers ask with OPTIONS first, and no match of the rule takes that: give one that does
+            Error Invalid spec.stickiness.on.cookie.ttl: a cookie that lives for 0s is gone at once; leave the field out for the browser's session
+            Warning Suspicious spec.stickiness: there are no two destinations that a user could be kept in one of
+        "#]],
+    );
+    check::<RouteRule>(
+        answer(json!([{"type": "RequestRedirect", "requestRedirect": {}}])),
+        expect![[r#"
+        Warning Suspicious spec.filters[0].requestRedirect: it leads to where the request already is: give a scheme, hostname, port or path
+    "#]],
+    );
+}
+
+#[test]
+fn a_bare_on_is_explained() {
+    let (_, findings) = parse::<RouteRule>(
+        &json!({"metadata": {"name": "x"}, "spec": rule(json!({"stickiness": {"true": {"header": "x-user"}}}))}),
+    );
+    let said: Vec<_> = findings.iter().map(|f| format!("{}: {}", f.field, f.message)).collect();
+    assert!(
+        said.iter().any(|line| line
+            == "spec.stickiness.true: no such field; to YAML a bare `on` is the value true: write \"on\", in quotes"),
+        "{said:?}"
     );
 }
 
