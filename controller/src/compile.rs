@@ -26,6 +26,9 @@ pub mod routes;
 /// Where a rule's requests go, and whether anything is there.
 pub mod destinations;
 
+/// Rules that no request reaches, and rules that only their age tells apart.
+pub mod conflicts;
+
 /// Policies, and which of two holds.
 pub mod policies;
 
