@@ -23,6 +23,8 @@ pub mod routes;
 /// Where a rule's requests go, and whether anything is there.
 pub mod destinations;
 
+/// Rules that no request reaches, and rules that only their age tells apart.
+pub mod conflicts;
 /// What a rule does besides, and who stays where.
 pub mod filters;
 

@@ -109,7 +109,15 @@ pub struct ExampleRequest {
     /// Its path and query.
     pub path: String,
     /// Its header fields.
+    #[serde(serialize_with = "as_map")]
     pub headers: Vec<(String, String)>,
+    /// Who sends it, where that matters: `namespace web, label app=frontend`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub caller: Option<String>,
+}
+
+fn as_map<S: serde::Serializer>(pairs: &[(String, String)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(pairs.iter().map(|(name, value)| (name, value)))
 }
 
 impl Finding {

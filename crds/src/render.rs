@@ -68,7 +68,8 @@ fn notes(finding: &Finding) -> Vec<String> {
     }
     if let Some(example) = &finding.example {
         let headers: String = example.headers.iter().map(|(name, value)| format!(" {name}: {value}")).collect();
-        notes.push(format!("example: {} {}{headers}", example.method, example.path));
+        let from = example.caller.as_ref().map(|caller| format!(" (from {caller})")).unwrap_or_default();
+        notes.push(format!("example: {} {}{headers}{from}", example.method, example.path));
     }
     notes
 }

@@ -13,6 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::core::ObjectMeta;
 use switchyard_crds::RouteRule;
 use switchyard_crds::route_rule::{GrpcMatch, PathMatch, PathMatchType, RouteMatch};
+use switchyard_crds::validate::consumer_namespace;
 use switchyard_proto::path;
 
 /// The place of an entry: the lesser is asked first. The fields stand in the order in which they decide.
@@ -60,20 +61,20 @@ enum Created<'a> {
 impl<'a> Rank<'a> {
     /// The rank of the entry at `position` of a rule's matches.
     pub fn new(rule: &'a RouteRule, position: usize, entry: &RouteMatch) -> Self {
-        Self { specificity: Specificity::new(rule.spec.priority, entry), age: Age::of(&rule.metadata), position }
+        Self { specificity: Specificity::new(rule, entry), age: Age::of(&rule.metadata), position }
     }
 }
 
 impl Specificity {
-    /// How specific an entry is, in a rule of this priority.
-    pub fn new(priority: i32, entry: &RouteMatch) -> Self {
+    /// How specific an entry of a rule is. All entries of a consumer rule ask who calls.
+    pub fn new(rule: &RouteRule, entry: &RouteMatch) -> Self {
         Self {
-            priority: Reverse(priority),
+            priority: Reverse(rule.spec.priority),
             path: PathRank::new(entry.path.as_ref()).min(PathRank::of_call(entry.grpc.as_ref())),
             method: Reverse(entry.method.is_some() || entry.grpc.is_some()),
             headers_and_cookies: Reverse(entry.headers.len() + entry.cookies.len()),
             query_params: Reverse(entry.query_params.len()),
-            source: Reverse(entry.source.is_some()),
+            source: Reverse(entry.source.is_some() || consumer_namespace(rule).is_some()),
         }
     }
 }

@@ -5,7 +5,6 @@
 //! (`a_rule_never_matches_more_than_it_says`).
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
 
 use switchyard_crds::route_rule::{PathMatchType, RouteMatch, SourceMatch, ValueMatchType, WhenUnavailable};
 use switchyard_crds::validate::{consumer_namespace, entry_left_out};
@@ -14,13 +13,13 @@ use switchyard_crds::{Finding, Reason, RouteRule};
 use switchyard_proto::{path, v1};
 
 use crate::compile::destinations::Present;
-use crate::compile::order::{Age, Rank, Specificity};
-use crate::compile::{destinations, filters, name_of, policies, qualified, warning};
+use crate::compile::order::Rank;
+use crate::compile::{conflicts, destinations, filters, name_of, policies, qualified, warning};
 use crate::object::{Service, ServicePort};
 use crate::world::World;
 
 /// The entry of a rule that has none: everything matches.
-static EVERYTHING: RouteMatch = RouteMatch {
+pub(super) static EVERYTHING: RouteMatch = RouteMatch {
     path: None,
     method: None,
     headers: Vec::new(),
@@ -38,14 +37,15 @@ pub fn compile(
     findings: &mut Vec<Finding>,
 ) -> (Vec<v1::Rule>, Vec<v1::Match>) {
     let mut taken: Vec<&RouteRule> = Vec::new();
-    for rule in world.rules_of(&service.key()) {
+    let rules: Vec<&RouteRule> = world.rules_of(&service.key()).collect();
+    for rule in rules.iter().copied() {
         check_port(service, rule, findings);
         destinations::check(world, rule, present, findings);
         if entries(rule).next().is_some() {
             taken.push(rule);
         }
     }
-    behind_another(&taken, findings);
+    findings.extend(conflicts::analyse(service, &rules));
     let mut ranked: Vec<(Rank<'_>, v1::Match)> = Vec::new();
     for (at, rule) in taken.iter().enumerate() {
         for (position, entry) in entries(rule) {
@@ -198,47 +198,4 @@ fn check_port(service: &Service, rule: &RouteRule, findings: &mut Vec<Finding>) 
         Some(_) => return,
     };
     findings.push(warning(&name_of(rule), reason, "spec.port", message));
-}
-
-/// Reports the rules that wait behind another which takes all their requests, with nothing but age between the two.
-fn behind_another(rules: &[&RouteRule], findings: &mut Vec<Finding>) {
-    let mut first: BTreeMap<(Specificity, String), Vec<&RouteRule>> = BTreeMap::new();
-    for rule in rules {
-        for key in asks(rule) {
-            first.entry(key).or_default().push(rule);
-        }
-    }
-    for rule in rules {
-        // Whoever takes all entries takes the first one too.
-        let Some(rivals) = asks(rule).next().and_then(|key| first.get(&key)) else { continue };
-        let takes_all = |rival: &&&RouteRule| {
-            let theirs: BTreeSet<_> = asks(rival).collect();
-            asks(rule).all(|key| theirs.contains(&key))
-        };
-        let older = |rival: &&&RouteRule| Age::of(&rival.metadata) < Age::of(&rule.metadata);
-        let Some(winner) = rivals.iter().filter(older).filter(takes_all).min_by_key(|rival| Age::of(&rival.metadata))
-        else {
-            continue;
-        };
-        let winner = qualified(&name_of(*winner));
-        let message = format!(
-            "{winner} asks for the same requests and comes first (by age, then by name), so it gets them all; give one of the two a `priority` or \
-             another match"
-        );
-        let mut finding = warning(&name_of(*rule), Reason::Conflicted, "spec.matches", message);
-        finding.others = vec![winner];
-        findings.push(finding);
-    }
-}
-
-/// What the entries of a rule ask for, so that equal ones compare equal however they are written.
-fn asks(rule: &RouteRule) -> impl Iterator<Item = (Specificity, String)> {
-    entries(rule).map(|(_, entry)| {
-        let mut compiled = compile_match(0, rule, 0, &entry);
-        compiled.position = 0;
-        compiled.headers.sort_by_key(|header| format!("{header:?}"));
-        compiled.query_params.sort_by_key(|param| format!("{param:?}"));
-        compiled.cookies.sort_by_key(|cookie| format!("{cookie:?}"));
-        (Specificity::new(rule.spec.priority, &entry), format!("{compiled:?}"))
-    })
 }
