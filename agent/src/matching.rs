@@ -173,7 +173,7 @@ impl Entry {
             return Err(Mismatch::Path(path));
         }
         if let Some(grpc) = &self.grpc
-            && !(view.grpc && grpc.matches(view.path))
+            && !(view.grpc && view.method == Method::POST && grpc.matches(view.path))
         {
             return Err(Mismatch::Grpc(grpc));
         }

@@ -120,10 +120,10 @@ async fn what_is_wrong_with_a_rule_stands_in_its_conditions() {
     cluster.apply(&rule("nobody", "{service: nobody, destinations: [{service: my-service}]}"));
     says(&cluster, "routerule", "nobody", "ResolvedRefs", "False", "UnresolvedRef").await;
     cluster
-        .apply(&rule("v9", "{service: my-service, priority: 9, destinations: [{service: my-service, version: v9}]}"));
+        .apply(&rule("v9", "{service: my-service, priority: 9, matches: [{method: PUT}], destinations: [{service: my-service, version: v9}]}"));
     says(&cluster, "routerule", "v9", "ResolvedRefs", "False", "NoInstances").await;
     cluster.apply(&rule("twin", "{service: my-service, destinations: [{service: my-service, version: v1}]}"));
-    says(&cluster, "routerule", "twin", "Conflicted", "True", "Conflicted").await;
+    says(&cluster, "routerule", "twin", "Conflicted", "True", "Shadowed").await;
     says(&cluster, "routerule", "good", "Conflicted", "False", "NoConflict").await;
 
     // A regular expression that no schema can judge: the webhook is not configured here, so it gets in, and is not in force.

@@ -1,4 +1,5 @@
-//! Which gRPC call a request is: its content type says that it is one, and its path, `/service/method`, which.
+//! Which gRPC call a request is: its content type says that it is one, as does its method, which is POST, and its path,
+//! `/service/method`, which.
 
 use std::fmt;
 

@@ -17,8 +17,8 @@ use crate::compile::{name_of, warning_for};
 use crate::object::{Kind, ObjectKey, Service};
 
 use entries::Entries;
-use index::{Index, asked};
-use reach::{Question, Reach};
+use index::{Index, Query};
+use reach::{Question, Reach, Takers};
 use work::{STEPS_PER_SERVICE, Work};
 
 /// What entries ask for.
@@ -90,7 +90,7 @@ impl<'a> Analysis<'_, 'a> {
         }
         let mut shadowed = BTreeSet::new();
         for (rule, own) in of_rules.iter().enumerate().filter(|(_, own)| !own.is_empty()) {
-            let Some(takers) = self.takers(rule, own) else { continue };
+            let Some(takers) = self.takers(own) else { continue };
             shadowed.insert(rule);
             let finding = words::shadowed(self.rules, &self.question, own, &takers);
             self.findings.push(finding.about(&name_of(self.rules[rule])));
@@ -99,12 +99,10 @@ impl<'a> Analysis<'_, 'a> {
     }
 
     /// The entries that take all requests of a rule away from it; none if one reaches it, or it cannot be told.
-    fn takers(&mut self, rule: usize, own: &[usize]) -> Option<Vec<usize>> {
-        let entries = &self.question.entries.entries;
+    fn takers(&mut self, own: &[usize]) -> Option<Vec<usize>> {
         let mut all = BTreeSet::new();
         for at in own {
-            let takes = |other: usize| other < *at && entries[other].rule != rule;
-            match self.question.ask(&[*at], &takes) {
+            match self.question.ask(&[*at], Takers::Before(*at)) {
                 Reach::Request(_) => return None,
                 Reach::Nothing(takers) => all.extend(self.reduced(*at, takers)),
                 Reach::Unclear => {
@@ -118,13 +116,13 @@ impl<'a> Analysis<'_, 'a> {
 
     /// Of the entries that together take all requests of one, those that it takes.
     fn reduced(&self, at: usize, mut takers: Vec<usize>) -> Vec<usize> {
-        if takers.len() > REDUCED {
+        if !(2..=REDUCED).contains(&takers.len()) {
             return takers;
         }
         // The first to be asked is the last to be left out.
         for candidate in takers.clone().into_iter().rev() {
             let without: Vec<usize> = takers.iter().copied().filter(|other| *other != candidate).collect();
-            if matches!(self.question.ask(&[at], &|other| without.contains(&other)), Reach::Nothing(_)) {
+            if matches!(self.question.ask(&[at], Takers::Only(&without)), Reach::Nothing(_)) {
                 takers = without;
             }
         }
@@ -162,7 +160,7 @@ impl<'a> Analysis<'_, 'a> {
         let entries = &question.entries.entries;
         let entry = &entries[at];
         let mut is_cut_short = false;
-        let _ = peers.visit(&asked(entry), &mut |other| {
+        let _ = peers.visit(&Query::beside(entry, at), &mut |other| {
             question.work.spend(1);
             if known.len() >= NAMED {
                 return ControlFlow::Break(());
@@ -173,9 +171,8 @@ impl<'a> Analysis<'_, 'a> {
             }
             let rule = entries[other].rule;
             let is_known = || known.iter().any(|rival| entries[rival.entries[1]].rule == rule);
-            // The positions of a list ascend, but those of the next begin again.
-            if other < at && rule != entry.rule && !is_known() && !entry.is_apart_from(&entries[other]) {
-                let request = match question.ask(&[at, other], &|taker| taker < class_start) {
+            if rule != entry.rule && !is_known() && !entry.is_apart_from(&entries[other]) {
+                let request = match question.ask(&[at, other], Takers::AllBefore(class_start)) {
                     Reach::Nothing(_) => return ControlFlow::Continue(()),
                     Reach::Request(request) => Some(request),
                     Reach::Unclear => None,

@@ -182,26 +182,71 @@ spec: {{targetRefs: [{{name: my-service{target}}}]}}
     assert_eq!(conflicts[0].others, ["shop/older"]);
 }
 
-#[test]
-fn of_two_rules_that_ask_the_same_the_younger_is_told() {
-    let rule = |name: &str, matches: &str| {
-        format!(
-            "
+fn rule(name: &str, spec: &str) -> String {
+    format!(
+        "
 apiVersion: switchyard.dev/v1alpha1
 kind: RouteRule
 metadata: {{name: {name}, namespace: shop}}
-spec: {{service: my-service, matches: [{matches}], destinations: [{{service: my-service}}]}}
+spec: {{service: my-service, {spec}, destinations: [{{service: my-service}}]}}
 ---"
-        )
-    };
+    )
+}
+
+/// The one finding of this reason.
+fn the_one(compiled: Compiled, reason: Reason) -> Finding {
+    let mut found = compiled.findings.into_iter().filter(|finding| finding.reason == reason).collect::<Vec<_>>();
+    assert_eq!(found.len(), 1, "{found:#?}");
+    found.remove(0)
+}
+
+#[test]
+fn of_two_rules_that_ask_the_same_the_younger_is_told_that_it_gets_nothing() {
     let both = "{headers: [{name: a, value: '1'}, {name: b, value: '2'}], path: {value: /x/}}, {path: {value: /y}}";
     let one = "{path: {value: /x}, headers: [{name: B, value: '2'}, {name: A, value: '1'}]}";
-    let rules = [rule("first", both), rule("second", one), rule("third", "{path: {value: /z}}")];
-    let compiled = compiled(&rules.concat());
-    let conflicts: Vec<_> = compiled.findings.iter().filter(|f| f.reason == Reason::Conflicted).collect();
-    assert_eq!(conflicts.len(), 1, "{conflicts:#?}");
-    assert_eq!(conflicts[0].object.name, "second");
-    assert_eq!(conflicts[0].others, ["shop/first"]);
+    let rules = [
+        rule("first", &format!("matches: [{both}]")),
+        rule("second", &format!("matches: [{one}]")),
+        rule("third", "matches: [{path: {value: /z}}]"),
+    ];
+    let finding = the_one(compiled(&rules.concat()), Reason::Shadowed);
+    assert_eq!((finding.object.name.as_str(), finding.field.as_str()), ("second", "spec.matches[0]"));
+    assert_eq!(finding.others, ["shop/first"]);
+    assert!(finding.message.contains("shop/first takes every one that it matches, such as GET /x with a: 1, b: 2"));
+}
+
+#[test]
+fn rules_that_overlap_are_told_apart_by_all_but_their_age() {
+    let header = |name: &str, more: &str| format!("{more} matches: [{{headers: [{{name: {name}, value: '1'}}]}}]");
+    let two = [rule("first", &header("a", "")), rule("second", &header("b", ""))];
+    let finding = the_one(compiled(&two.concat()), Reason::Conflicted);
+    assert_eq!((finding.object.name.as_str(), &finding.others[..]), ("second", &["shop/first".to_owned()][..]));
+    let example = finding.example.unwrap();
+    assert_eq!((example.method.as_str(), example.path.as_str()), ("GET", "/"));
+    assert_eq!(example.headers, [("a".into(), "1".into()), ("b".into(), "1".into())]);
+    // A third rule decides, or a priority does.
+    let third = rule("third", "matches: [{headers: [{name: a, value: '1'}, {name: b, value: '1'}]}]");
+    let one_first = [rule("first", &header("a", "")), rule("second", &header("b", "priority: 1,"))];
+    for decided in [[two.concat(), third].concat(), one_first.concat()] {
+        let findings = compiled(&decided).findings;
+        assert!(!findings.iter().any(|f| matches!(f.reason, Reason::Conflicted | Reason::Shadowed)), "{findings:#?}");
+    }
+}
+
+#[test]
+fn rules_that_hide_one_together_are_all_named() {
+    let rules = [
+        rule("any", "matches: [{method: GET, headers: [{name: a, type: Present}]}]"),
+        rule("none", "matches: [{method: GET, headers: [{name: a, type: Absent}]}]"),
+        rule("other", "priority: 3, matches: [{path: {value: /x}}]"),
+        rule("hidden", "matches: [{method: GET}]"),
+    ];
+    let finding = the_one(compiled(&rules.concat()), Reason::Shadowed);
+    assert_eq!(finding.object.name, "hidden");
+    assert_eq!(finding.others, ["shop/any", "shop/none"]);
+    let contradicts = "matches: [{headers: [{name: a, type: Prefix, value: x}, {name: A, type: RegularExpression, value: '[0-9]+'}]}]";
+    let finding = the_one(compiled(&rule("never", contradicts)), Reason::Shadowed);
+    assert!(finding.others.is_empty() && finding.message.contains("about the header a contradicts"), "{finding:#?}");
 }
 
 #[test]

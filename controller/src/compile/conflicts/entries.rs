@@ -58,6 +58,8 @@ pub(super) struct Entry<'a> {
 pub(super) struct Entries<'a> {
     pub(super) entries: Vec<Entry<'a>>,
     pub(super) things: Vec<(Thing<'a>, Domain)>,
+    /// Those that every request has.
+    pub(super) always: Vec<ThingId>,
 }
 
 /// Makes the entries.
@@ -104,7 +106,12 @@ impl<'a> Entries<'a> {
             }
             ranked[i].2.class = class;
         }
-        Self { entries: ranked.into_iter().map(|(.., entry)| entry).collect(), things: reader.things }
+        let always = (0..).zip(&reader.things).filter(|(_, (_, domain))| domain.default_value().is_some());
+        Self {
+            entries: ranked.into_iter().map(|(.., entry)| entry).collect(),
+            always: always.map(|(id, _)| id).collect(),
+            things: reader.things,
+        }
     }
 
     /// What can be there of a thing.

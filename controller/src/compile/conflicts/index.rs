@@ -33,6 +33,15 @@ pub(super) enum Key {
 /// The path has this number among the things.
 const PATH: ThingId = 1;
 
+/// What is asked of the index: what a request's values are, or what another entry asks for.
+pub(super) struct Query<'q> {
+    known: Box<dyn Fn(Key) -> Known<'q> + 'q>,
+    /// All things that the request has; none where that is not settled.
+    present: Option<Vec<ThingId>>,
+    /// Only entries before this one.
+    before: usize,
+}
+
 /// What is known of a request about a key.
 pub(super) enum Known<'q> {
     /// It is this.
@@ -65,6 +74,8 @@ enum Node<'m> {
         /// Those that ask for nothing that can be told by the key.
         others: Box<Node<'m>>,
     },
+    /// Entries by one of the things that must be there for them.
+    Groups(BTreeMap<ThingId, Node<'m>>, Box<Node<'m>>),
 }
 
 impl<'m> Index<'m> {
@@ -77,12 +88,8 @@ impl<'m> Index<'m> {
     }
 
     /// Visits the entries that may match what is known, until told to stop.
-    pub(super) fn visit<'q>(
-        &self,
-        known: &impl Fn(Key) -> Known<'q>,
-        visit: &mut impl FnMut(usize) -> ControlFlow<()>,
-    ) -> ControlFlow<()> {
-        self.root.visit(known, visit)
+    pub(super) fn visit(&self, query: &Query<'_>, visit: &mut impl FnMut(usize) -> ControlFlow<()>) -> ControlFlow<()> {
+        self.root.visit(query, visit)
     }
 }
 
@@ -92,10 +99,35 @@ fn is_pattern(condition: &Condition<'_>) -> bool {
 
 impl<'m> Node<'m> {
     fn build(of: Vec<(usize, Vec<Literal<'m>>)>, depth: usize) -> Self {
-        match best_key(&of).filter(|_| depth > 0) {
-            Some(key) => Self::split(key, of, depth),
+        match best(&of).filter(|_| depth > 0) {
+            Some(Best::Split(key)) => Self::split(key, of, depth),
+            Some(Best::Groups) => Self::groups(of, depth),
             None => Self::List(of.into_iter().map(|(at, _)| at).collect()),
         }
+    }
+
+    fn groups(of: Vec<(usize, Vec<Literal<'m>>)>, depth: usize) -> Self {
+        let things = |literals: &[Literal<'m>]| {
+            let value = |(key, ..): &Literal<'m>| match key {
+                Key::Value(thing) => Some(*thing),
+                _ => None,
+            };
+            literals.iter().filter_map(value).collect::<Vec<_>>()
+        };
+        let mut counts: HashMap<ThingId, usize> = HashMap::new();
+        for thing in of.iter().flat_map(|(_, literals)| things(literals)) {
+            *counts.entry(thing).or_default() += 1;
+        }
+        let mut groups: BTreeMap<ThingId, Vec<_>> = BTreeMap::new();
+        let mut others = Vec::new();
+        for (at, literals) in of {
+            match things(&literals).into_iter().min_by_key(|thing| (counts.get(thing), *thing)) {
+                Some(thing) => groups.entry(thing).or_default().push((at, literals)),
+                None => others.push((at, literals)),
+            }
+        }
+        let groups = groups.into_iter().map(|(thing, of)| (thing, Self::build(of, depth - 1)));
+        Self::Groups(groups.collect(), Box::new(Self::build(others, depth - 1)))
     }
 
     fn split(key: Key, of: Vec<(usize, Vec<Literal<'m>>)>, depth: usize) -> Self {
@@ -126,46 +158,61 @@ impl<'m> Node<'m> {
         }
     }
 
-    fn visit<'q>(
-        &self,
-        known: &impl Fn(Key) -> Known<'q>,
-        visit: &mut impl FnMut(usize) -> ControlFlow<()>,
-    ) -> ControlFlow<()> {
+    fn visit(&self, query: &Query<'_>, visit: &mut impl FnMut(usize) -> ControlFlow<()>) -> ControlFlow<()> {
         let (key, whole, begins, lengths, others) = match self {
-            Self::List(list) => return list.iter().try_for_each(|at| visit(*at)),
+            Self::List(list) => {
+                return list.iter().take_while(|at| **at < query.before).try_for_each(|at| visit(*at));
+            }
+            Self::Groups(groups, others) => {
+                match &query.present {
+                    Some(present) => {
+                        let mut found = present.iter().filter_map(|thing| groups.get(thing));
+                        found.try_for_each(|node| node.visit(query, visit))?;
+                    }
+                    None => groups.values().try_for_each(|node| node.visit(query, visit))?,
+                }
+                return others.visit(query, visit);
+            }
             Self::Split { key, whole, begins, lengths, others } => (key, whole, begins, lengths, others),
         };
         let shorter = |text: &[u8], up_to: usize| {
             let lengths = lengths.iter().take_while(move |length| **length <= up_to);
             lengths.filter_map(|length| begins.get(&text[..*length])).collect::<Vec<_>>()
         };
-        match known(*key) {
+        match (query.known)(*key) {
             Known::Absent => {}
             Known::Nothing => {
-                whole.values().chain(begins.values()).try_for_each(|node| node.visit(known, visit))?;
+                whole.values().chain(begins.values()).try_for_each(|node| node.visit(query, visit))?;
             }
             Known::Whole(text) => {
                 let found = shorter(&text, text.len()).into_iter().chain(whole.get(text.as_ref()));
-                found.into_iter().try_for_each(|node| node.visit(known, visit))?;
+                found.into_iter().try_for_each(|node| node.visit(query, visit))?;
             }
             Known::Begins(text) => {
                 let longer = |map: &'_ BTreeMap<Cow<'m, [u8]>, Self>, visit: &mut _| {
                     let from = (Bound::Included(text.as_ref()), Bound::Unbounded);
                     let longer = map.range::<[u8], _>(from).take_while(|(other, _)| other.starts_with(&text));
-                    longer.map(|(_, node)| node).try_for_each(|node| node.visit(known, visit))
+                    longer.map(|(_, node)| node).try_for_each(|node| node.visit(query, visit))
                 };
                 let up_to = text.len().saturating_sub(1);
-                shorter(&text, up_to).into_iter().try_for_each(|node| node.visit(known, visit))?;
+                shorter(&text, up_to).into_iter().try_for_each(|node| node.visit(query, visit))?;
                 longer(whole, visit)?;
                 longer(begins, visit)?;
             }
         }
-        others.visit(known, visit)
+        others.visit(query, visit)
     }
 }
 
-/// The key that tells most entries apart, where any does.
-fn best_key(of: &[(usize, Vec<Literal<'_>>)]) -> Option<Key> {
+/// What to do with entries that are too many to walk.
+enum Best {
+    /// This key tells most of them apart.
+    Split(Key),
+    /// They are told apart by what they ask about rather than by the values.
+    Groups,
+}
+
+fn best(of: &[(usize, Vec<Literal<'_>>)]) -> Option<Best> {
     if of.len() <= SHORT {
         return None;
     }
@@ -173,8 +220,13 @@ fn best_key(of: &[(usize, Vec<Literal<'_>>)]) -> Option<Key> {
     for (key, text, _) in of.iter().flat_map(|(_, literals)| literals) {
         texts.entry(*key).or_default().insert(text);
     }
-    let most = texts.into_iter().map(|(key, texts)| (texts.len(), std::cmp::Reverse(key))).max()?;
-    (most.0 > 1).then_some(most.1.0)
+    let keys = texts.keys().filter(|key| matches!(key, Key::Value(_))).count();
+    let (most, key) = texts.into_iter().map(|(key, texts)| (texts.len(), std::cmp::Reverse(key))).max()?;
+    match most {
+        most if most > 1 && most >= keys => Some(Best::Split(key.0)),
+        _ if keys > 1 => Some(Best::Groups),
+        _ => None,
+    }
 }
 
 /// What an entry's conditions say about keys. The ends of values and the segments of paths are only of use beside patterns.
@@ -223,38 +275,47 @@ fn literals<'m>(entry: &'m Entry<'_>, has_patterns: bool) -> Vec<Literal<'m>> {
     found
 }
 
-/// What the conditions of an entry say about a key, as a question.
-pub(super) fn asked<'m>(entry: &'m Entry<'_>) -> impl Fn(Key) -> Known<'m> {
-    let literals = literals(entry, true);
-    let is_absent = |condition: &&Condition<'_>| matches!(condition.test, Test::Absent);
-    let absent: Vec<ThingId> = entry.conditions.iter().filter(is_absent).map(|condition| condition.of).collect();
-    move |key| {
-        if let Key::Value(thing) | Key::End(thing) = key
-            && absent.contains(&thing)
-        {
-            return Known::Absent;
-        }
-        match literals.iter().find(|(other, ..)| *other == key) {
-            Some((_, text, true)) => Known::Whole(text.clone()),
-            Some((_, text, false)) => Known::Begins(text.clone()),
-            None => Known::Nothing,
-        }
-    }
-}
-
-/// What a request's values say about a key.
-pub(super) fn seen<'q>(value: impl Fn(ThingId) -> Option<&'q [u8]>) -> impl Fn(Key) -> Known<'q> {
-    move |key| {
-        let (thing, text): (ThingId, fn(&'q [u8]) -> Cow<'q, [u8]>) = match key {
-            Key::Value(thing) => (thing, Cow::Borrowed),
-            Key::End(thing) => (thing, reversed),
-            Key::Segment(position) => {
-                let path = value(PATH).unwrap_or_default();
-                let segment = segments_of(path).find(|(other, _)| *other == position);
-                return segment.map_or(Known::Absent, |(_, segment)| Known::Whole(segment.into()));
+impl<'q> Query<'q> {
+    /// Entries before this one that could match together with it.
+    pub(super) fn beside(entry: &'q Entry<'_>, before: usize) -> Self {
+        let literals = literals(entry, true);
+        let is_absent = |condition: &&Condition<'_>| matches!(condition.test, Test::Absent);
+        let absent: Vec<ThingId> = entry.conditions.iter().filter(is_absent).map(|condition| condition.of).collect();
+        let known = move |key| {
+            if let Key::Value(thing) | Key::End(thing) = key
+                && absent.contains(&thing)
+            {
+                return Known::Absent;
+            }
+            match literals.iter().find(|(other, ..)| *other == key) {
+                Some((_, text, true)) => Known::Whole(text.clone()),
+                Some((_, text, false)) => Known::Begins(text.clone()),
+                None => Known::Nothing,
             }
         };
-        value(thing).map_or(Known::Absent, |value| Known::Whole(text(value)))
+        Self { known: Box::new(known), present: None, before }
+    }
+
+    /// Entries before a given one that could match a request. `value` tells what it has of a thing, `present` of which things it has
+    /// any.
+    pub(super) fn of_request(
+        value: impl Fn(ThingId) -> Option<&'q [u8]> + 'q,
+        present: Vec<ThingId>,
+        before: usize,
+    ) -> Self {
+        let known = move |key| {
+            let (thing, text): (ThingId, fn(&'q [u8]) -> Cow<'q, [u8]>) = match key {
+                Key::Value(thing) => (thing, Cow::Borrowed),
+                Key::End(thing) => (thing, reversed),
+                Key::Segment(position) => {
+                    let path = value(PATH).unwrap_or_default();
+                    let segment = segments_of(path).find(|(other, _)| *other == position);
+                    return segment.map_or(Known::Absent, |(_, segment)| Known::Whole(segment.into()));
+                }
+            };
+            value(thing).map_or(Known::Absent, |value| Known::Whole(text(value)))
+        };
+        Self { known: Box::new(known), present: Some(present), before }
     }
 }
 

@@ -65,12 +65,18 @@ pub(super) fn find(tests: &Tests<'_, '_>, domain: &Domain, loosely: bool, work: 
         return Found::Unclear;
     };
     yes.insert(0, Machine::Pattern(walker));
-    let search = Search {
-        letters: letters(yes.iter().chain(&no)),
-        wanted: yes.len(),
-        machines: yes.into_iter().chain(no).collect(),
-    };
-    search.run(work).unwrap_or(Found::Unclear)
+    let letters = letters(yes.iter().chain(&no));
+    let mut search = Search { letters, wanted: yes.len(), machines: yes.into_iter().chain(no).collect() };
+    // Most that there is can be written in ASCII, and is found with much less work.
+    let all = search.letters.clone();
+    search.letters.retain(u8::is_ascii);
+    match search.run(work) {
+        Ok(Found::Nothing) | Err(Unclear) if search.letters.len() < all.len() => {
+            search.letters = all;
+            search.run(work).unwrap_or(Found::Unclear)
+        }
+        found => found.unwrap_or(Found::Unclear),
+    }
 }
 
 thread_local! {

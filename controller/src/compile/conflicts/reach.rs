@@ -5,10 +5,11 @@
 //! nobody takes, or with the entries that together take all. Conditions on different things do not touch one another, so what is known
 //! is kept thing by thing.
 
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
-use super::entries::{Entries, Entry, Thing, ThingId};
-use super::index::{self, Index};
+use super::entries::{Entries, Thing, ThingId};
+use super::index::{Index, Query};
 use super::values::{Solved, Tests};
 use super::work::Work;
 
@@ -53,21 +54,32 @@ struct Slot<'m, 'a> {
     value: Option<Vec<u8>>,
 }
 
+/// Which entries could take a request away.
+#[derive(Clone, Copy)]
+pub(super) enum Takers<'q> {
+    /// Those that are asked before this one, but for those of its own rule.
+    Before(usize),
+    /// Those that are asked before this one, whoever's they are.
+    AllBefore(usize),
+    /// These.
+    Only(&'q [usize]),
+}
+
 /// A search under way.
 struct Search<'m, 'a, 'q> {
     question: &'q Question<'m, 'a>,
-    takes: &'q dyn Fn(usize) -> bool,
+    takers: Takers<'q>,
     tries: usize,
 }
 
 impl<'m, 'a> Question<'m, 'a> {
-    /// Whether a request matches all of `wanted` and none of the entries that `takes` names.
-    pub(super) fn ask(&self, wanted: &[usize], takes: &dyn Fn(usize) -> bool) -> Reach {
+    /// Whether a request matches all of `wanted` and none of the `takers`.
+    pub(super) fn ask(&self, wanted: &[usize], takers: Takers<'_>) -> Reach {
         let slots = match self.slots(wanted) {
             Ok(slots) => slots,
             Err(answer) => return answer,
         };
-        let mut search = Search { question: self, takes, tries: TRIES };
+        let mut search = Search { question: self, takers, tries: TRIES };
         match search.go(slots) {
             Reach::Nothing(mut takers) => {
                 takers.sort_unstable();
@@ -127,24 +139,35 @@ impl<'m, 'a> Question<'m, 'a> {
     }
 
     /// An entry that takes the request away.
-    fn taker(&self, slots: &[Slot<'_, '_>], takes: &dyn Fn(usize) -> bool) -> Option<usize> {
+    fn taker(&self, slots: &[Slot<'_, '_>], takers: Takers<'_>) -> Option<usize> {
+        let entries = &self.entries.entries;
         let value = |thing: ThingId| match slots.binary_search_by_key(&thing, |slot| slot.thing) {
             Ok(at) => slots[at].value.as_deref(),
             Err(_) => self.entries.domain(thing).default_value(),
         };
         let matches =
-            |entry: &Entry<'_>| entry.conditions.iter().all(|condition| condition.test.holds(value(condition.of)));
+            |at: usize| entries[at].conditions.iter().all(|condition| condition.test.holds(value(condition.of)));
+        let (before, except) = match takers {
+            Takers::Only(these) => {
+                self.work.spend(these.len() as u64);
+                return these.iter().copied().find(|at| matches(*at));
+            }
+            Takers::Before(at) => (at, Some(entries[at].rule)),
+            Takers::AllBefore(at) => (at, None),
+        };
+        let given = slots.iter().filter(|slot| slot.value.is_some()).map(|slot| slot.thing);
+        let present = self.entries.always.iter().copied().chain(given).collect::<BTreeSet<_>>().into_iter().collect();
         let mut found: Vec<usize> = Vec::new();
-        let _ = self.index.visit(&index::seen(value), &mut |at| {
+        let _ = self.index.visit(&Query::of_request(value, present, before), &mut |at| {
             self.work.spend(1);
-            if takes(at) && matches(&self.entries.entries[at]) {
+            if Some(entries[at].rule) != except && matches(at) {
                 found.push(at);
             }
             let is_enough = found.len() >= TAKERS || self.work.is_used_up();
             if is_enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         // One that asks for little takes much, so the search is over sooner.
-        found.into_iter().min_by_key(|at| (self.entries.entries[*at].conditions.len(), *at))
+        found.into_iter().min_by_key(|at| (entries[*at].conditions.len(), *at))
     }
 }
 
@@ -155,7 +178,7 @@ impl<'m, 'a> Search<'m, 'a, '_> {
             return Reach::Unclear;
         }
         self.tries -= 1;
-        let Some(taker) = question.taker(&slots, self.takes) else {
+        let Some(taker) = question.taker(&slots, self.takers) else {
             return match is_consistent(question.entries, &slots) {
                 true => Reach::Request(request(&slots)),
                 false => Reach::Unclear,

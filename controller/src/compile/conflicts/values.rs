@@ -175,8 +175,9 @@ impl Domain {
         };
         match self {
             Self::Path if loosely => {
-                let odd = |byte: &u8| *byte <= b' ' || matches!(byte, b'?' | b'#' | 0x7f);
-                value == b"*" || (value.first() == Some(&b'/') && !value.iter().any(odd))
+                let odd = |byte: &u8| *byte <= b' ' || matches!(byte, b'?' | b'#');
+                let is_text = std::str::from_utf8(value).is_ok();
+                value == b"*" || (value.first() == Some(&b'/') && !value.iter().any(odd) && is_text)
             }
             Self::Path => is_plain_path(value),
             Self::Method => {
@@ -198,7 +199,7 @@ impl Domain {
     /// The same as a regular expression, for where it is not finite.
     pub(super) fn expression(&self, loosely: bool) -> &'static str {
         match self {
-            Self::Path if loosely => r"(?-u:\*|/[\x21\x22\x24-\x3E\x40-\x7E\x80-\xFF]*)",
+            Self::Path if loosely => r"\*|/[^\x00-\x20?#]*",
             Self::Path => PLAIN_PATH,
             Self::Method => "[!#$%&'*+.^_`|~0-9A-Za-z-]+",
             Self::Host(_) if !loosely => "[0-9A-Za-z.-]+",
@@ -353,6 +354,11 @@ impl<'a> Tests<'_, 'a> {
             _ => None,
         });
         if let Some(value) = samples.clone().find_map(fits) {
+            return Some(value);
+        }
+        // Expressions that look for something inside of a value often hold of two of them in a row.
+        let pairs = samples.clone().flat_map(|one| samples.clone().map(move |other| [one, other].concat()));
+        if let Some(value) = pairs.take(MORE_ENDS).find_map(|value| fits(&value)) {
             return Some(value);
         }
         let beginnings = self.yes.iter().filter_map(|test| test.beginning());
