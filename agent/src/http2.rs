@@ -197,5 +197,7 @@ fn reason(error: &(dyn std::error::Error + 'static)) -> Reason {
     let mut causes = std::iter::successors(Some(error), |error| error.source());
     let reason = causes.find_map(|cause| cause.downcast_ref::<h2::Error>()?.reason());
     // As if nothing had come of the message, or nothing were missing.
-    reason.filter(|reason| ![Reason::NO_ERROR, Reason::REFUSED_STREAM].contains(reason)).unwrap_or(Reason::INTERNAL_ERROR)
+    reason
+        .filter(|reason| ![Reason::NO_ERROR, Reason::REFUSED_STREAM].contains(reason))
+        .unwrap_or(Reason::INTERNAL_ERROR)
 }
