@@ -35,3 +35,20 @@ pub fn date() -> HeaderValue {
         date.clone()
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_date_is_the_second_in_which_it_is_asked_for() {
+        let read = || {
+            let date = httpdate::parse_http_date(date().to_str().unwrap()).unwrap();
+            i64::try_from(date.duration_since(UNIX_EPOCH).unwrap().as_secs()).unwrap()
+        };
+        for _ in 0..3 {
+            let (before, date, after) = (unix_millis() / 1000, read(), unix_millis() / 1000);
+            assert!((before..=after).contains(&date), "{before}, {date}, {after}");
+        }
+    }
+}

@@ -29,8 +29,6 @@ mod http2;
 pub mod pool;
 /// Connections from a caller's own address.
 mod transparent;
-/// Whether a connection has ended.
-mod watched;
 
 use pool::Lease;
 pub use transparent::Source;

@@ -12,8 +12,7 @@ use h2::client;
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body;
 
-use super::pool::{Http2, Lease, Stream};
-use super::watched::Watched;
+use super::pool::{Http2, Lease};
 use super::{Failure, Source};
 use crate::body::{Incoming, RequestBody};
 use crate::http2::{MOST_UNSENT, Receiving, Sending};
@@ -50,15 +49,15 @@ pub(super) async fn send(
     let stream = connection.open();
     match ask(&mut connection.sender, request, &listener).await {
         Ok(response) => Ok((response, Lease::Http2(stream))),
-        Err(error) => Err(failure(&error, &stream, kept)),
+        Err(error) => Err(failure(&error, kept)),
     }
 }
 
-/// A stream that was refused, by itself (RFC 9113 section 8.7) or by the GOAWAY of a connection that goes on for others (section 6.8), was
-/// not looked at; any other end of it is a reset. `kept`: the connection was used before.
-fn failure(error: &h2::Error, stream: &Stream, kept: bool) -> Failure {
+/// A stream that was refused, by itself (RFC 9113 section 8.7) or by a GOAWAY that leaves it out (section 6.8), was not looked at; any
+/// other end of it is a reset, as is the connection's under a stream that was let in. `kept`: the connection was used before.
+fn failure(error: &h2::Error, kept: bool) -> Failure {
     let turned_away = error.is_go_away() && error.is_remote();
-    let refused = error.reason() == Some(h2::Reason::REFUSED_STREAM) || (turned_away && !stream.is_cut());
+    let refused = turned_away || error.reason() == Some(h2::Reason::REFUSED_STREAM);
     let outcome = if refused { Outcome::RefusedStream } else { Outcome::Reset };
     Failure { outcome, stale: kept && (turned_away || error.is_io()) }
 }
@@ -94,7 +93,7 @@ async fn ask(
 }
 
 async fn connect(address: SocketAddr, source: Option<Source>) -> Result<Http2, Outcome> {
-    let (io, ended) = Watched::new(super::connect(address, source).await?);
+    let io = super::connect(address, source).await?;
     let (sender, connection) = client::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -108,5 +107,5 @@ async fn connect(address: SocketAddr, source: Option<Source>) -> Result<Http2, O
         .map_err(|_| Outcome::ConnectFailure)?;
     // How it ends is seen by its streams.
     tokio::task::spawn_local(async move { drop(connection.await) });
-    Ok(Http2::new(sender, ended))
+    Ok(Http2::new(sender))
 }

@@ -50,19 +50,11 @@ pub struct Http2 {
 struct Http2State {
     streams: Cell<usize>,
     free_since: Cell<Instant>,
-    ended: Rc<Cell<bool>>,
 }
 
 /// A stream of a connection of HTTP/2, from before the request is sent to the end of the reply.
 #[derive(Debug)]
 pub struct Stream(Rc<Http2State>);
-
-impl Stream {
-    /// Whether the connection itself has come to its end, and not only streams on it.
-    pub fn is_cut(&self) -> bool {
-        self.0.ended.get()
-    }
-}
 
 impl Drop for Stream {
     fn drop(&mut self) {
@@ -75,10 +67,10 @@ impl Drop for Stream {
 }
 
 impl Http2 {
-    /// A new connection. `ended` becomes true when no more can be read or written.
-    pub fn new(sender: client::SendRequest<Bytes>, ended: Rc<Cell<bool>>) -> Self {
+    /// A new connection.
+    pub fn new(sender: client::SendRequest<Bytes>) -> Self {
         let (streams, free_since) = (Cell::new(0), Cell::new(clock::now()));
-        Self { sender, state: Rc::new(Http2State { streams, free_since, ended }) }
+        Self { sender, state: Rc::new(Http2State { streams, free_since }) }
     }
 
     /// One more stream on it.
@@ -89,7 +81,7 @@ impl Http2 {
 
     /// Whether it takes no more requests: it has ended, or is about to, or its streams are used up.
     fn is_closed(&mut self) -> bool {
-        // Where it could be pending, it belongs to a single request.
+        // It waits for nothing here: that would be for the stream that was sent last with this handle, and none ever is.
         matches!(self.sender.poll_ready(&mut Context::from_waker(Waker::noop())), Poll::Ready(Err(_)))
     }
 
