@@ -156,18 +156,20 @@ pub(crate) fn rule() -> impl Strategy<Value = Object> {
     let meta = (namespace(), name("rstu"), option::of(1u8..4));
     let spec = (name("ab"), option::weighted(0.1, namespace()), 0..2, option::weighted(0.2, 80..84));
     let lists = (vec(entry(), 0..3), vec(destination, 0..3), option::weighted(0.3, name("mn")), mirrors());
-    (meta, spec, lists).prop_map(|((namespace, name, day), (service, of, priority, port), (matches, to, retry, mirrors))| {
-        let rule = json!({
-            "apiVersion": "switchyard.dev/v1alpha1",
-            "kind": "RouteRule",
-            "metadata": metadata(&namespace, &name, day),
-            "spec": {
-                "service": service, "serviceNamespace": of, "priority": priority, "port": port,
-                "matches": matches, "destinations": to, "retryPolicy": retry, "filters": mirrors,
-            },
-        });
-        Object::RouteRule(serde_json::from_value(rule).unwrap())
-    })
+    (meta, spec, lists).prop_map(
+        |((namespace, name, day), (service, of, priority, port), (matches, to, retry, mirrors))| {
+            let rule = json!({
+                "apiVersion": "switchyard.dev/v1alpha1",
+                "kind": "RouteRule",
+                "metadata": metadata(&namespace, &name, day),
+                "spec": {
+                    "service": service, "serviceNamespace": of, "priority": priority, "port": port,
+                    "matches": matches, "destinations": to, "retryPolicy": retry, "filters": mirrors,
+                },
+            });
+            Object::RouteRule(serde_json::from_value(rule).unwrap())
+        },
+    )
 }
 
 /// Filters that copy requests to some Service.

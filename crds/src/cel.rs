@@ -84,7 +84,8 @@ pub(crate) fn route_rule() -> [Value; 3] {
     // The pattern lets no other share begin so.
     let aborted = "has(self.filters) && self.filters.exists(f, has(f.fault) && has(f.fault.abort) && \
         f.fault.abort.percent.startsWith('100'))";
-    let replaces = |field: &str| format!("has(f.{field}) && has(f.{field}.path) && f.{field}.path.type == 'ReplacePrefixMatch'");
+    let replaces =
+        |field: &str| format!("has(f.{field}) && has(f.{field}.path) && f.{field}.path.type == 'ReplacePrefixMatch'");
     let prefixes = format!(
         "!has(self.filters) || !self.filters.exists(f, {} || {}) || !has(self.matches) || \
         self.matches.all(m, !has(m.path) || m.path.type == 'PathPrefix')",
@@ -137,7 +138,10 @@ pub(crate) fn canned_response() -> [Value; 1] {
 /// All is said alone.
 pub(crate) fn cors() -> [Value; 4] {
     ["allowOrigins", "allowMethods", "allowHeaders", "exposeHeaders"].map(|list| {
-        at(list, rule(&format!("!has(self.{list}) || self.{list}.size() < 2 || !('*' in self.{list})"), validate::ALONE))
+        at(
+            list,
+            rule(&format!("!has(self.{list}) || self.{list}.size() < 2 || !('*' in self.{list})"), validate::ALONE),
+        )
     })
 }
 

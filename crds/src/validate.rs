@@ -37,7 +37,8 @@ pub(crate) const DESTINATION_FILTER: &str = "a destination takes the filters Req
      RequestMirror; the others are given for the rule";
 pub(crate) const UNTOUCHED: &str = "no filter touches the fields that say whose a message is (Host; urlRewrite.hostname changes that), \
      how long it is, or what is for one connection only, nor those that begin with x-switchyard-";
-pub(crate) const FIELD_TWICE: &str = "is set, added or removed already: of each field there is one change, and names fold case";
+pub(crate) const FIELD_TWICE: &str =
+    "is set, added or removed already: of each field there is one change, and names fold case";
 pub(crate) const PREFIX_ONLY: &str =
     "ReplacePrefixMatch needs a prefix: every match has a path of type PathPrefix, or none, which is the prefix `/`";
 pub(crate) const NO_BODY: &str = "a reply with status 204, 205 or 304 has no body";

@@ -1,10 +1,10 @@
 //! What a rule does besides sending requests somewhere, and what keeps a user in one of its destinations.
 
-use switchyard_crds::route_rule::{
-    CannedResponse, Cors, Fault, Filter, HeaderModifier, HeaderValue, PathModifier, RequestMirror, RequestRedirect, Stickiness,
-    UrlRewrite,
-};
 use switchyard_crds::RouteRule;
+use switchyard_crds::route_rule::{
+    CannedResponse, Cors, Fault, Filter, HeaderModifier, HeaderValue, PathModifier, RequestMirror, RequestRedirect,
+    Stickiness, UrlRewrite,
+};
 use switchyard_proto::v1;
 use switchyard_proto::v1::filter::Filter as Wire;
 

@@ -1,8 +1,8 @@
 //! What no schema can say of filters, and of fixed replies.
 
 use crate::route_rule::{
-    CannedResponse, Cors, Fault, Filter, FilterType, HeaderModifier, HeaderValue, PathMatchType, PathModifier, PathModifierType,
-    RequestRedirect, RouteRuleSpec,
+    CannedResponse, Cors, Fault, Filter, FilterType, HeaderModifier, HeaderValue, PathMatchType, PathModifier,
+    PathModifierType, RequestRedirect, RouteRuleSpec,
 };
 use crate::{names, values::Percent};
 
@@ -24,8 +24,7 @@ impl Report {
     pub(super) fn rule_filters(&mut self, spec: &RouteRuleSpec) {
         let filters = &spec.filters;
         self.filters("spec.filters", filters);
-        let excludes =
-            |filter: &&Filter| answers(filter) || filter.kind == FilterType::UrlRewrite;
+        let excludes = |filter: &&Filter| answers(filter) || filter.kind == FilterType::UrlRewrite;
         let mut kinds = filters.iter().filter(excludes).map(|filter| filter.kind);
         let one = kinds.next().is_none_or(|first| kinds.all(|kind| kind == first));
         self.require(one, "spec.filters", super::REDIRECT_REWRITE);
@@ -104,9 +103,16 @@ impl Report {
         let HeaderModifier { set, add, remove } = modifier;
         self.field_names(&format!("{field}.set"), set);
         self.field_names(&format!("{field}.add"), add);
-        self.require(remove.iter().all(|name| names::may_be_touched(name)), format!("{field}.remove"), super::UNTOUCHED);
+        self.require(
+            remove.iter().all(|name| names::may_be_touched(name)),
+            format!("{field}.remove"),
+            super::UNTOUCHED,
+        );
         let named = |list, fields: &[HeaderValue]| {
-            let names = fields.iter().enumerate().map(move |(i, header)| (format!("{list}[{i}]"), header.name.to_ascii_lowercase()));
+            let names = fields
+                .iter()
+                .enumerate()
+                .map(move |(i, header)| (format!("{list}[{i}]"), header.name.to_ascii_lowercase()));
             names.collect::<Vec<_>>()
         };
         let removed = remove.iter().enumerate().map(|(i, name)| (format!("remove[{i}]"), name.to_ascii_lowercase()));

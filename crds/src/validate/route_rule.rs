@@ -22,7 +22,11 @@ pub fn validate_route_rule(rule: &RouteRule) -> Vec<Finding> {
     }
     let goes = spec.destinations.iter().any(|d| d.weight > 0);
     let answered = spec.filters.iter().any(filters::answers);
-    report.require(goes || answered || spec.filters.iter().any(filters::aborts_all), "spec.destinations", super::NOWHERE);
+    report.require(
+        goes || answered || spec.filters.iter().any(filters::aborts_all),
+        "spec.destinations",
+        super::NOWHERE,
+    );
     report.require(!(goes && answered), "spec.destinations", super::ANSWERED);
     report.rule_filters(spec);
     if let Some(stickiness) = &spec.stickiness {

@@ -139,9 +139,12 @@ fn of_what_excludes_one_another_exactly_one_is_given() {
             Error Invalid spec.stickiness.on: exactly one of header, cookie and sourceIP is given
         "#]],
     );
-    check::<RouteRule>(rule(json!({"filters": [{"type": "Fault", "fault": {}}]})), expect![[r#"
+    check::<RouteRule>(
+        rule(json!({"filters": [{"type": "Fault", "fault": {}}]})),
+        expect![[r#"
         Error Invalid spec.filters[0].fault: a delay, an abort or both are given
-    "#]]);
+    "#]],
+    );
     check::<RouteRule>(
         answer(json!([{"type": "RequestRedirect", "requestRedirect": {"scheme": "https", "statusCode": 305}}])),
         expect![[r#"
@@ -161,18 +164,30 @@ fn filters_that_do_not_get_along_are_refused() {
     let rewrite = json!({"type": "URLRewrite", "urlRewrite": {"hostname": "b.org"}});
     let reply = json!({"type": "DirectResponse", "directResponse": {"status": 200}});
     let mirror = json!({"type": "RequestMirror", "requestMirror": {"service": "b"}});
-    check::<RouteRule>(answer(json!([redirect, rewrite])), expect![[r#"
+    check::<RouteRule>(
+        answer(json!([redirect, rewrite])),
+        expect![[r#"
         Error Invalid spec.filters: RequestRedirect, URLRewrite and DirectResponse exclude one another: what is answered at once is not passed on
-    "#]]);
-    check::<RouteRule>(answer(json!([redirect, reply])), expect![[r#"
+    "#]],
+    );
+    check::<RouteRule>(
+        answer(json!([redirect, reply])),
+        expect![[r#"
         Error Invalid spec.filters: RequestRedirect, URLRewrite and DirectResponse exclude one another: what is answered at once is not passed on
-    "#]]);
-    check::<RouteRule>(answer(json!([reply, reply])), expect![[r#"
+    "#]],
+    );
+    check::<RouteRule>(
+        answer(json!([reply, reply])),
+        expect![[r#"
         Error Invalid spec.filters: but for RequestMirror, a type of filter is given once
-    "#]]);
-    check::<RouteRule>(rule(json!({"filters": [redirect]})), expect![[r#"
+    "#]],
+    );
+    check::<RouteRule>(
+        rule(json!({"filters": [redirect]})),
+        expect![[r#"
         Error Invalid spec.destinations: no request goes to a destination where a RequestRedirect or a DirectResponse answers them all: take one of the two out
-    "#]]);
+    "#]],
+    );
     check::<RouteRule>(rule(json!({"filters": [mirror, rewrite, mirror]})), expect![[""]]);
     check::<RouteRule>(answer(json!([{"type": "Fault", "fault": {"abort": {"status": 503}}}])), expect![[""]]);
     check::<RouteRule>(
@@ -207,14 +222,18 @@ fn what_says_whose_and_how_long_a_message_is_no_filter_touches() {
         "#]],
     );
     check::<RouteRule>(
-        answer(json!([{"type": "DirectResponse", "directResponse": {"status": 204, "body": "x", "headers": [{"name": "Connection", "value": "close"}]}}])),
+        answer(
+            json!([{"type": "DirectResponse", "directResponse": {"status": 204, "body": "x", "headers": [{"name": "Connection", "value": "close"}]}}]),
+        ),
         expect![[r#"
             Error Invalid spec.filters[0].directResponse.headers[0].name: no filter touches the fields that say whose a message is (Host; urlRewrite.hostname changes that), how long it is, or what is for one connection only, nor those that begin with x-switchyard-
             Error Invalid spec.filters[0].directResponse.body: a reply with status 204, 205 or 304 has no body
         "#]],
     );
     check::<CircuitPolicy>(
-        circuit(json!({"fallback": {"response": {"status": 304, "body": "x", "headers": [{"name": "TE", "value": "a"}]}}})),
+        circuit(
+            json!({"fallback": {"response": {"status": 304, "body": "x", "headers": [{"name": "TE", "value": "a"}]}}}),
+        ),
         expect![[r#"
             Error Invalid spec.fallback.response.headers[0].name: no filter touches the fields that say whose a message is (Host; urlRewrite.hostname changes that), how long it is, or what is for one connection only, nor those that begin with x-switchyard-
             Error Invalid spec.fallback.response.body: a reply with status 204, 205 or 304 has no body
@@ -233,16 +252,23 @@ fn a_prefix_is_replaced_where_there_is_one() {
     let rewrite = json!({"type": "URLRewrite", "urlRewrite": path});
     check::<RouteRule>(with(&rewrite, &["PathPrefix", "PathPrefix"]), expect![[""]]);
     check::<RouteRule>(with(&rewrite, &[]), expect![[""]]);
-    check::<RouteRule>(with(&rewrite, &["PathPrefix", "Exact"]), expect![[r#"
+    check::<RouteRule>(
+        with(&rewrite, &["PathPrefix", "Exact"]),
+        expect![[r#"
         Error Invalid spec.filters: ReplacePrefixMatch needs a prefix: every match has a path of type PathPrefix, or none, which is the prefix `/`
-    "#]]);
-    let full = json!({"type": "URLRewrite", "urlRewrite": {"path": {"type": "ReplaceFullPath", "replaceFullPath": "/x"}}});
+    "#]],
+    );
+    let full =
+        json!({"type": "URLRewrite", "urlRewrite": {"path": {"type": "ReplaceFullPath", "replaceFullPath": "/x"}}});
     check::<RouteRule>(with(&full, &["Exact", "RegularExpression"]), expect![[""]]);
     let mut redirect = with(&json!({"type": "RequestRedirect", "requestRedirect": path}), &["RegularExpression"]);
     redirect["destinations"] = json!([]);
-    check::<RouteRule>(redirect, expect![[r#"
+    check::<RouteRule>(
+        redirect,
+        expect![[r#"
         Error Invalid spec.filters: ReplacePrefixMatch needs a prefix: every match has a path of type PathPrefix, or none, which is the prefix `/`
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -264,9 +290,12 @@ fn what_a_filter_or_stickiness_does_in_vain_is_said() {
             Warning Suspicious spec.stickiness: there are no two destinations that a user could be kept in one of
         "#]],
     );
-    check::<RouteRule>(answer(json!([{"type": "RequestRedirect", "requestRedirect": {}}])), expect![[r#"
+    check::<RouteRule>(
+        answer(json!([{"type": "RequestRedirect", "requestRedirect": {}}])),
+        expect![[r#"
         Warning Suspicious spec.filters[0].requestRedirect: it leads to where the request already is: give a scheme, hostname, port or path
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -275,7 +304,11 @@ fn a_bare_on_is_explained() {
         &json!({"metadata": {"name": "x"}, "spec": rule(json!({"stickiness": {"true": {"header": "x-user"}}}))}),
     );
     let said: Vec<_> = findings.iter().map(|f| format!("{}: {}", f.field, f.message)).collect();
-    assert!(said.iter().any(|line| line == "spec.stickiness.true: no such field; to YAML a bare `on` is the value true: write \"on\", in quotes"), "{said:?}");
+    assert!(
+        said.iter().any(|line| line
+            == "spec.stickiness.true: no such field; to YAML a bare `on` is the value true: write \"on\", in quotes"),
+        "{said:?}"
+    );
 }
 
 #[test]
