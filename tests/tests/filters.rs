@@ -15,6 +15,7 @@ use switchyard_tests::grpc::{self, EchoBackend, word};
 use switchyard_tests::load::ask_times;
 use switchyard_tests::manifests::{HOST, Manifests, retry, rule, service};
 use switchyard_tests::process::Switchyard;
+use switchyard_tests::raw::Wire;
 use switchyard_tests::wait_for;
 
 /// An instance behind an agent with some rules, and a caller. All speak HTTP/1.1, or all HTTP/2.
@@ -305,12 +306,10 @@ async fn a_body_that_is_too_long_or_breaks_off_is_not_copied_and_counted() {
         let reply = setup.ask(request(Method::POST, HOST, "/", in_pieces(9, 8192))).await;
         assert_eq!((reply.status.as_u16(), setup.seen().body.len()), (200, 9 * 8192), "the request itself is whole");
         copies_are(&setup, "body", 1.0).await;
-        let broken = StreamBody::new(tokio_stream::iter([
-            Ok(Frame::data(Bytes::from("begin"))),
-            Err(std::io::Error::other("the caller breaks off")),
-        ]));
-        let broken = setup.caller.send(request(Method::POST, HOST, "/", broken.boxed_unsync())).await;
-        drop(broken);
+        let mut broken = Wire::connect(setup.switchyard.http).await;
+        broken.send(format!("POST / HTTP/1.1\r\nhost: {HOST}\r\ncontent-length: 10\r\n\r\nbegin")).await;
+        broken.end().await;
+        broken.rest().await;
         copies_are(&setup, "body", 2.0).await;
         assert_eq!(setup.shadow.asked(), 0);
     }
