@@ -122,6 +122,8 @@ fn rule(rule: &Rule) -> Value {
             "requestMs": rule.request_timeout.map(|t| t.as_millis()),
             "backendRequestMs": rule.try_timeout.map(|t| t.as_millis()),
         },
+        "stickiness": rule.stickiness.as_ref().map(ToString::to_string),
+        "filters": rule.filters.as_ref().map(|filters| filters.words()),
         "whenUnavailable": if rule.fail_when_unavailable { "Fail" } else { "Redistribute" },
     })
 }
@@ -143,6 +145,7 @@ fn destination(destination: &Destination) -> Value {
         "version": &*destination.version,
         "weight": destination.weight,
         "retryPolicy": policy.map(|r| &*r.name),
+        "filters": destination.filters.as_ref().map(|filters| filters.words()),
         // One list per port of the routed Service.
         "instances": instances,
     })

@@ -122,7 +122,7 @@ fn destination(worker: &Worker, rule: &Rule, port: usize, tried: &Tried, refused
     let before = |destination: usize| tried.places.iter().any(|p| p.destination == destination);
     let out = |destination: usize| refused.contains(&destination);
     if let (Some(key), Some(stickiness)) = (tried.sticks_by, &rule.stickiness) {
-        let may = |d: usize| !out(d) && width(shares, d) > 0;
+        let may = |d: usize| !out(d) && shares.width(d) > 0;
         let next = stickiness.arm(key, &rule.destinations, |d| may(d) && !before(d));
         return next.or_else(|| stickiness.arm(key, &rule.destinations, may));
     }
@@ -133,14 +133,9 @@ fn destination(worker: &Worker, rule: &Rule, port: usize, tried: &Tried, refused
     draw_among(worker, shares, |d| !before(d) && !out(d)).or_else(|| draw_among(worker, shares, |d| !out(d)))
 }
 
-/// How much of the whole a destination has.
-fn width(shares: &Shares, destination: usize) -> u64 {
-    shares.ends[destination] - if destination == 0 { 0 } else { shares.ends[destination - 1] }
-}
-
 /// Draws one of those that may be drawn, by their weights.
 fn draw_among(worker: &Worker, shares: &Shares, may: impl Fn(usize) -> bool) -> Option<usize> {
-    let width = |d: usize| width(shares, d);
+    let width = |d: usize| shares.width(d);
     let total: u64 = (0..shares.ends.len()).filter(|d| may(*d)).map(width).sum();
     let mut number = worker.random_below(total);
     for destination in (0..shares.ends.len()).filter(|d| may(*d)) {

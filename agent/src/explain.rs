@@ -6,11 +6,13 @@ use serde::Serialize;
 use switchyard_proto::v1::Protocol;
 
 use crate::admit::{self, Standing};
-use crate::matching::View;
+use crate::filters::fault::Fault;
+use crate::filters::response::Response;
+use crate::matching::{Entry, View};
 use crate::message;
 use crate::refusal::{Reason, Refusal};
 use crate::retry::backoff::Strategy;
-use crate::table::{Destination, RetrySettings, Rule, Service, Table, Workload};
+use crate::table::{Destination, Filters, RetrySettings, Rule, Service, Table, Workload};
 use crate::transitions::word;
 
 /// Everything about one request.
@@ -24,12 +26,27 @@ pub struct Explanation {
     pub rule: Option<String>,
     /// Every match entry, in the order in which they are asked, up to the one that holds and beyond.
     pub considered: Vec<Considered>,
+    /// What the rule does besides, in the order in which it is done.
+    pub filters: Vec<String>,
+    /// What the agent answers itself because the rule says so, each with its share of the requests.
+    pub answers: Vec<Refused>,
+    /// What keeps a user in one of the destinations, if anything.
+    pub stickiness: Option<Sticks>,
     /// Where the request goes.
     pub destinations: Vec<Where>,
     /// Limits of time in force, in milliseconds.
     pub timeouts: Timeouts,
-    /// What the agent answers itself; none: all requests like this one are passed on.
+    /// What the agent answers itself because nobody can; none: all requests like this one are passed on, or answered as the rule says.
     pub refused: Option<Refused>,
+}
+
+/// What keeps a user in one destination.
+#[derive(Debug, Serialize)]
+pub struct Sticks {
+    /// What tells users apart.
+    pub by: String,
+    /// Whether this request says whose it is. If so, all of this user's go to the same destination; if not, each is drawn.
+    pub known: bool,
 }
 
 /// A reply that the agent makes itself.
@@ -83,6 +100,8 @@ pub struct Where {
     pub circuit: Option<String>,
     /// The retry policy in force, if any.
     pub retry: Option<Retry>,
+    /// What is done to requests that go there, and to their replies.
+    pub filters: Vec<String>,
 }
 
 /// One instance.
@@ -161,7 +180,7 @@ pub fn explain(table: &Table, question: &Question<'_>, now: admit::window::Milli
         grpc: message::is_grpc(question.headers),
         caller: question.caller,
     };
-    let mut decided = None;
+    let mut decided: Option<&Entry> = None;
     let mut considered = Vec::new();
     for entry in &service.entries {
         let held = entry.holds(&view);
@@ -172,7 +191,7 @@ pub fn explain(table: &Table, question: &Question<'_>, now: admit::window::Milli
             Ok(()) => "it matches too, and comes later in the order".to_owned(),
         };
         if matched {
-            decided = Some(entry.rule);
+            decided = Some(entry);
         }
         considered.push(Considered {
             rule: service.rule(Some(entry.rule)).name.to_string(),
@@ -181,25 +200,39 @@ pub fn explain(table: &Table, question: &Question<'_>, now: admit::window::Milli
             why,
         });
     }
-    let rule = service.rule(decided);
+    let rule = service.rule(decided.map(|entry| entry.rule));
+    let filters = rule.filters.as_deref();
+    let answers = filters.map_or_else(Vec::new, |filters| answers(filters, question, decided));
+    let rest = 100.0 - answers.iter().map(|answer| answer.percent).sum::<f64>();
     let shares = rule.shares.get(port).cloned().unwrap_or_default();
-    let width = |position: usize| {
-        let begin = if position == 0 { 0 } else { shares.ends[position - 1] };
-        shares.ends.get(position).map_or(0, |end| end - begin)
+    let key = rule.stickiness.as_ref().map(|stickiness| stickiness.key(question.headers, None));
+    let arm = rule.stickiness.as_ref().and_then(|stickiness| {
+        stickiness.arm(key.flatten()?, &rule.destinations, |position| shares.width(position) > 0)
+    });
+    let share = |position: usize| match arm {
+        Some(arm) => {
+            if arm == position {
+                rest
+            } else {
+                0.0
+            }
+        }
+        None => percent(shares.width(position), shares.total) * rest / 100.0,
     };
     let is_served = |d: &Destination| d.ports.get(port).is_some_and(|p| !p.ready.is_empty());
     let destinations = rule.destinations.iter().enumerate();
-    let passed_on = |(position, d): (usize, &Destination)| match is_served(d) {
-        true => percent(width(position), shares.total),
-        false => 0.0,
-    };
-    let unserved = destinations.clone().filter(|(_, d)| !is_served(d)).map(|(i, d)| (width(i), d));
+    let passed_on = |(position, d): (usize, &Destination)| if is_served(d) { share(position) } else { 0.0 };
+    let unserved = destinations.clone().filter(|(_, d)| !is_served(d)).map(|(i, d)| (share(i), d));
+    let refused = if rest > 0.0 { refused(service, rule, (shares.total, rest), unserved) } else { None };
     Ok(Explanation {
         service: service.label.to_string(),
         port: number,
         rule: decided.map(|_| rule.name.to_string()),
         considered,
-        refused: refused(service, rule, shares.total, unserved),
+        filters: filters.map_or_else(Vec::new, Filters::words),
+        answers,
+        stickiness: rule.stickiness.as_ref().map(|s| Sticks { by: s.to_string(), known: key.flatten().is_some() }),
+        refused,
         destinations: destinations.map(|(i, d)| place(d, port, passed_on((i, d)), question.method, now)).collect(),
         timeouts: Timeouts {
             request_ms: rule.request_timeout.map(|t| t.as_millis()),
@@ -208,34 +241,51 @@ pub fn explain(table: &Table, question: &Question<'_>, now: admit::window::Milli
     })
 }
 
+/// What is answered because the rule says so.
+fn answers(filters: &Filters, question: &Question<'_>, matched: Option<&Entry>) -> Vec<Refused> {
+    if let Some(preflight) = filters.cors.as_ref().and_then(|c| c.preflight(question.method, question.headers)) {
+        return vec![Refused::new(preflight, 100.0)];
+    }
+    let aborted = filters.fault.as_ref().and_then(Fault::aborts);
+    let aborted = aborted.map(|(refusal, share)| Refused::new(refusal, share.percent()));
+    let rest = 100.0 - aborted.as_ref().map_or(0.0, |aborted| aborted.percent);
+    let target = question.query.map_or_else(|| question.path.to_owned(), |query| format!("{}?{query}", question.path));
+    let redirect = filters.redirect.as_ref().zip(target.parse().ok());
+    let segments = matched.map_or(0, Entry::prefix_segments);
+    let redirected = redirect.map(|(redirect, uri)| redirect.reply(question.headers, &uri, segments));
+    let answered = redirected.or_else(|| filters.response.as_ref().map(Response::reply));
+    let answered = answered.map(|answer| Refused::new(answer, rest));
+    aborted.into_iter().chain(answered).filter(|answer| answer.percent > 0.0).collect()
+}
+
 /// A part of all that can be drawn, in percent.
 fn percent(part: u64, total: u64) -> f64 {
     if total == 0 { 0.0 } else { part as f64 * 100.0 / total as f64 }
 }
 
-/// What is answered 503 because nobody is ready: everything where nothing can be drawn, else the shares of destinations with no
+/// What is answered 503 because nobody is ready: the rest that no filter answers where nothing can be drawn, else the shares of destinations with no
 /// instance, where the rule lets nobody take them over.
 fn refused<'d>(
     service: &Service,
     rule: &Rule,
-    total: u64,
-    unserved: impl Iterator<Item = (u64, &'d Destination)>,
+    (total, rest): (u64, f64),
+    unserved: impl Iterator<Item = (f64, &'d Destination)>,
 ) -> Option<Refused> {
     let no_instances = |detail, percent| Some(Refused::new(Refusal::new(Reason::NoInstances, detail), percent));
     if total == 0 {
         return match rule.name.is_empty() {
-            true => no_instances(format!("{} has no ready instance", service.label), 100.0),
-            false => no_instances(format!("no destination of {} has a ready instance", rule.name), 100.0),
+            true => no_instances(format!("{} has no ready instance", service.label), rest),
+            false => no_instances(format!("no destination of {} has a ready instance", rule.name), rest),
         };
     }
-    let drawn: Vec<_> = unserved.filter(|(width, _)| *width > 0).collect();
+    let drawn: Vec<_> = unserved.filter(|(share, _)| *share > 0.0).collect();
     let said = drawn.iter().map(|(_, destination)| match &*destination.version {
         "" => format!("{} has no ready instance", destination.service),
         version => format!("{} has no ready instance of version {version}", destination.service),
     });
     let detail = said.collect::<Vec<_>>().join("; ");
-    let part = drawn.iter().map(|(width, _)| width).sum();
-    if drawn.is_empty() { None } else { no_instances(detail, percent(part, total)) }
+    let part = drawn.iter().map(|(share, _)| share).sum();
+    if drawn.is_empty() { None } else { no_instances(detail, part) }
 }
 
 fn place(destination: &Destination, port: usize, percent: f64, method: &Method, now: admit::window::Millis) -> Where {
@@ -252,6 +302,7 @@ fn place(destination: &Destination, port: usize, percent: f64, method: &Method, 
             .find_map(|i| i.retry.as_deref())
             .or(destination.retry.as_deref())
             .map(|policy| retry(policy, method)),
+        filters: destination.filters.as_deref().map_or_else(Vec::new, Filters::words),
         instances: instances
             .iter()
             .map(|instance| InstanceState {

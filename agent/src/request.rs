@@ -11,9 +11,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::header::{CONNECTION, HOST};
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST};
 use http::request::Parts;
-use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Version};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 use hyper::upgrade::OnUpgrade;
 use switchyard_proto::v1::Protocol;
@@ -66,6 +66,7 @@ pub async fn handle(
     };
     let on_upgrade = parts.extensions.remove::<OnUpgrade>();
     let (version, ending) = (parts.version, worker.is_ending() || !known);
+    let is_head = parts.method == Method::HEAD;
     let mut on_reply = OnReply::default();
     let served = serve(&worker, &table, &mut exchange, parts, body, facts, &caller, &mut on_reply).await;
     caller.interim.settle();
@@ -91,7 +92,8 @@ pub async fn handle(
             let closes = caller.line.is_unguarded() || ending && version < Version::HTTP_2;
             let mut reply = if closes { refusal.reply_and_close(facts.grpc) } else { refusal.reply(facts.grpc) };
             on_reply.apply(reply.headers_mut());
-            Ok(reply)
+            // On HTTP/2 nobody else sees to it.
+            Ok(if is_head { without_body(reply) } else { reply })
         }
     }
 }
@@ -107,6 +109,15 @@ fn table_for(worker: &Worker, caller: &Caller) -> (TableRef, bool) {
             (Rc::clone(caller.unknown.get_or_init(only)), false)
         }
     }
+}
+
+/// The reply to a HEAD: its head alone, which says how long the rest would be.
+fn without_body(reply: Response<ReplyBody>) -> Response<ReplyBody> {
+    let (mut head, body) = reply.into_parts();
+    if let Some(length) = body.size_hint().exact().filter(|length| *length > 0) {
+        head.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    Response::from_parts(head, ReplyBody::empty())
 }
 
 /// An instance's reply: its head, and the rest as it comes.
@@ -161,9 +172,10 @@ async fn serve<'t>(
     }
     let mut call = Call::new(parts, body, facts, exchange.start, rule, caller);
     if let Some(filters) = &rule.filters {
+        // It may end here, by an answer or because its caller leaves.
+        exchange.turned_away(rule_at, None);
         let matched = Matched { segments: matched.map_or(0, Entry::prefix_segments), deadline: call.deadline() };
-        let filtered = filters::on_request(worker, filters, &mut call.parts, matched, on_reply).await;
-        filtered.inspect_err(|_| exchange.turned_away(rule_at, None))?;
+        filters::on_request(worker, filters, &mut call.parts, matched, on_reply).await?;
     }
     let mut last: Option<Failed> = None;
     let mut connection = Connection::Kept;

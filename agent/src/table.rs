@@ -154,6 +154,14 @@ pub struct Shares {
     pub ends: Vec<u64>,
 }
 
+impl Shares {
+    /// How much of the whole a destination has.
+    pub fn width(&self, destination: usize) -> u64 {
+        let end = |position: usize| self.ends.get(position).copied().unwrap_or_default();
+        end(destination).saturating_sub(destination.checked_sub(1).map_or(0, end))
+    }
+}
+
 impl Table {
     /// Builds the table of `resources`. Services that are the same as in `before` are carried over.
     pub fn build(

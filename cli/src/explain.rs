@@ -37,7 +37,8 @@ Examples:
   switchyard explain --manifests rules --from web/frontend-0 http://my-service.shop/
   kubectl switchyard explain -n shop -H 'x-version: v2' http://my-service.shop/
 
-Exit status: 0 when the request would be routed, 1 when it would be refused, 2 when that could not be told.")]
+Exit status: 0 when the request would be routed, or answered as its rule says, 1 when it would be refused, 2 when that could
+not be told.")]
 pub(crate) struct Explain {
     /// The request's URL; its host names the Service.
     #[arg(value_name = "URL")]
@@ -251,6 +252,18 @@ fn text(explanation: &Explanation) -> String {
             lines.push(format!("  {} {name:widest$}  {why}", if matched { "yes" } else { "no " }));
         }
     }
+    if !explanation.filters.is_empty() || explanation.stickiness.is_some() {
+        lines.push(String::new());
+    }
+    lines.extend(explanation.filters.iter().map(|filter| format!("filter   {filter}")));
+    if let Some(stickiness) = &explanation.stickiness {
+        let known = if stickiness.known {
+            "this request's user stays"
+        } else {
+            "this request does not have it, so it is drawn"
+        };
+        lines.push(format!("sticks   by {}: {known}", stickiness.by));
+    }
     lines.push(String::new());
     for place in &explanation.destinations {
         let version = place.version.as_ref().map(|v| format!(" version {v}")).unwrap_or_default();
@@ -273,6 +286,7 @@ fn text(explanation: &Explanation) -> String {
         if place.instances.is_empty() {
             lines.push("  no ready instance".to_owned());
         }
+        lines.extend(place.filters.iter().map(|filter| format!("  filter {filter}")));
         if let Some(circuit) = &place.circuit {
             lines.push(format!("  circuit policy {circuit}"));
         }
@@ -291,7 +305,7 @@ fn text(explanation: &Explanation) -> String {
             lines.push(format!("timeout for {name}: {limit} ms"));
         }
     }
-    if let Some(refused) = &explanation.refused {
+    for refused in explanation.answers.iter().chain(&explanation.refused) {
         let share = match refused.percent {
             100.0 => String::new(),
             share => format!("{} of requests ", percent(share)),

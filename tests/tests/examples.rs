@@ -115,7 +115,13 @@ async fn ab_test() {
     let tally = ask_times(switchyard.http, 8, 400, || get_request("checkout.shop", "/")).await;
     tally.all_good();
     assert!(binomial_bound(400, 0.5, 0.999_999).contains(&tally.of("b")), "{:?}", tally.versions);
-    let checked = output("switchyard", &["check", example("ab-test").to_str().unwrap()]);
-    let said = String::from_utf8_lossy(&checked.stdout).into_owned();
-    assert!(said.contains("NotEnforced") && said.contains("spec.stickiness"), "{said}");
+    let mut arms = std::collections::BTreeSet::new();
+    for user in ["ann", "bob", "cora", "dan", "eve"] {
+        let arm = get(&switchyard, "checkout.shop", &[("x-user-id", user)]).await.version().to_owned();
+        for _ in 0..10 {
+            assert_eq!(get(&switchyard, "checkout.shop", &[("x-user-id", user)]).await.version(), arm, "{user}");
+        }
+        arms.insert(arm);
+    }
+    assert_eq!(arms.len(), 2, "these five are not all in one arm");
 }

@@ -225,3 +225,55 @@ fn a_reader_that_has_gone_is_no_error_and_a_full_disk_is_one() {
     assert_eq!(done.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&done.stderr).starts_with("error: standard output: "));
 }
+
+#[test]
+fn what_a_rule_does_besides_and_what_it_answers_itself_is_said_with_its_share() {
+    let split = "  destinations:
+  - {service: my-service, version: v1, weight: 60}
+  - {service: my-service, weight: 40, filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: x-arm, value: b}]}}]}
+  stickiness: {\"on\": {header: x-user}}
+  filters:
+  - {type: RequestMirror, requestMirror: {service: my-service, percent: \"10%\"}}
+  - {type: Fault, fault: {delay: {duration: 2s, percent: \"5%\"}, abort: {status: 503, percent: \"20%\"}}}
+";
+    let redirect = "  matches: [{path: {value: /old}}]
+  filters: [{type: RequestRedirect, requestRedirect: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /new}}}]
+";
+    let manifests = with_v1(&[rule("split", split), rule("redirect", redirect)].join("---\n"));
+    let asked = |args: &[&str]| {
+        let (status, said) = explain_in(manifests.path(), &[args, &["--output", "json"]].concat());
+        assert_eq!(status, 0, "{said}");
+        serde_json::from_str::<Value>(&said).unwrap()
+    };
+    let json = asked(&["http://my-service.shop/"]);
+    let percents = |json: &Value| {
+        let destinations = json["destinations"].as_array().unwrap().iter();
+        destinations.map(|to| to["percent"].as_f64().unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(percents(&json), [48.0, 32.0], "of what is not aborted");
+    assert_eq!(json["filters"][0], "Fault: 5% held up for 2s, 20% answered 503");
+    assert_eq!(json["filters"][1], "RequestMirror: 10% to shop/my-service");
+    assert_eq!(json["destinations"][1]["filters"][0], "RequestHeaderModifier: set x-arm: b");
+    let first = |json: &Value| json["answers"][0].clone();
+    assert_eq!((first(&json)["status"].as_u64(), first(&json)["percent"].as_f64()), (Some(503), Some(20.0)));
+    assert_eq!(first(&json)["reason"], "fault");
+    assert_eq!(json["stickiness"], serde_json::json!({"by": "header x-user", "known": false}));
+    // Each user goes to one of them alone.
+    let users = ["a", "b", "c", "d", "e", "f", "g", "h"].map(|user| {
+        let json = asked(&["-H", &format!("x-user: {user}"), "http://my-service.shop/"]);
+        assert_eq!(json["stickiness"]["known"], true);
+        percents(&json)
+    });
+    assert!(users.iter().all(|shares| *shares == [80.0, 0.0] || *shares == [0.0, 80.0]), "{users:?}");
+
+    let json = asked(&["http://my-service.shop/old/x?y=1"]);
+    assert_eq!((first(&json)["status"].as_u64(), first(&json)["percent"].as_f64()), (Some(302), Some(100.0)));
+    assert_eq!(first(&json)["detail"], "Location: http://my-service.shop/new/x?y=1");
+    assert_eq!(json["refused"], Value::Null);
+    let (status, said) = explain_in(manifests.path(), &["http://my-service.shop/old/"]);
+    assert_eq!(status, 0, "it is answered as its rule says");
+    assert!(said.contains("would be answered 302 redirect: Location: http://my-service.shop/new/"), "{said}");
+    let (_, said) = explain_in(manifests.path(), &["http://my-service.shop/"]);
+    assert!(said.contains("20% of requests would be answered 503 fault"), "{said}");
+    assert!(said.contains("sticks   by header x-user"), "{said}");
+}

@@ -105,7 +105,8 @@ impl Copies {
         }
         self.newest.set(self.newest.get() + 1);
         self.body.borrow_mut().clear();
-        RequestBody::Copied(Box::new(Copied { body, copies: Rc::clone(self), number: self.newest.get() }))
+        let whole = body.size_hint().exact();
+        RequestBody::Copied(Box::new(Copied { body, whole, copies: Rc::clone(self), number: self.newest.get() }))
     }
 
     fn send(&self) {
@@ -142,6 +143,8 @@ impl Drop for Copies {
 #[derive(Debug)]
 pub struct Copied {
     body: RequestBody,
+    /// How long it is, where that is known. Of such a one nobody asks for the end.
+    whole: Option<u64>,
     copies: Rc<Copies>,
     number: u32,
 }
@@ -168,11 +171,12 @@ impl Copied {
                     kept.extend_from_slice(data);
                 }
             }
+            let all_came = || self.whole == Some(self.copies.body.borrow().len() as u64) || self.body.is_end_stream();
             match frame {
                 // Another try may come.
                 Some(Err(_)) => {}
                 // Trailers are the end as well; they are not copied.
-                Some(Ok(_)) if data.is_some() && !self.body.is_end_stream() => {}
+                Some(Ok(_)) if data.is_some() && !all_came() => {}
                 _ => self.copies.send(),
             }
         }
