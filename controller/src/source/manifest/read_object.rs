@@ -83,6 +83,12 @@ fn known(kind: Kind, node: &Node, name: &ObjectName) -> ReadObject {
         Kind::Service => reduce::service(node, name),
         Kind::EndpointSlice => reduce::endpoint_slice(node, name),
         Kind::Pod => reduce::pod(node, name),
+        Kind::Deployment | Kind::StatefulSet | Kind::DaemonSet | Kind::Rollout => {
+            // Others see to it that it is in order. All that is asked of it is which Pods it makes.
+            let object = (!name.name.is_empty()).then(|| reduce::workload(kind, node, name));
+            let key = object.as_ref().map(Object::key);
+            return ReadObject { key, object, findings: Vec::new(), identified: true };
+        }
     };
     let named = !name.name.is_empty();
     let object = object.filter(|_| named && !findings.iter().any(Finding::is_error));
