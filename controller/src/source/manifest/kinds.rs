@@ -35,6 +35,8 @@ pub(super) enum Sort {
     NoSuchKind(String),
     /// Something else's business; a note.
     Foreign(String),
+    /// The same, but for its name, which is nearly one of ours.
+    Lookalike(String),
 }
 
 /// Sorts a document.
@@ -57,8 +59,11 @@ pub(super) fn sort(api_version: &str, kind: &str) -> Sort {
         let meant = meant.unwrap_or_else(|| format!("; there are {}", OURS.join(", ")));
         return Sort::NoSuchKind(format!("there is no kind {kind:?} in {GROUP}{meant}"));
     }
-    let meant = meant.unwrap_or_default();
-    Sort::Foreign(format!("{kind} ({api_version}) is not for switchyard; skipped{meant}"))
+    let note = format!("{kind} ({api_version}) is not for switchyard; skipped");
+    match meant {
+        Some(meant) => Sort::Lookalike(note + &meant),
+        None => Sort::Foreign(note),
+    }
 }
 
 /// Whether a document is a list of objects, as `kubectl get -o yaml` writes them.

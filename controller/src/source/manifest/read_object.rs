@@ -59,6 +59,10 @@ pub(super) fn read(file: &Path, node: &Node, name: &ObjectName) -> ReadObject {
         }
         Sort::NoSuchKind(message) => unknown(Finding::error(Reason::UnknownKind, "kind", message)),
         Sort::Foreign(note) => foreign(note),
+        Sort::Lookalike(note) => {
+            let finding = Finding::warning(Reason::Suspicious, "kind", note);
+            ReadObject { key: None, object: None, findings: vec![finding], identified: true }
+        }
     }
 }
 
