@@ -39,4 +39,4 @@ pub mod load;
 #[cfg(test)]
 mod samples;
 
-pub use load::{Loaded, load, load_into};
+pub use load::{Loaded, load, load_into, load_texts};

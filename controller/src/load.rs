@@ -45,12 +45,27 @@ pub fn load(paths: &[PathBuf]) -> io::Result<Loaded> {
 ///
 /// # Errors
 /// As for [`load`].
-pub fn load_into(mut world: World, paths: &[PathBuf]) -> io::Result<Loaded> {
-    let before = world.len();
+pub fn load_into(world: World, paths: &[PathBuf]) -> io::Result<Loaded> {
     let mut named = Named::default();
     for path in paths {
         named.add(path).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
     }
+    Ok(take(world, named))
+}
+
+/// The same of texts that are no files any more, such as those of a Git revision, by the names that they are to have.
+pub fn load_texts(texts: impl IntoIterator<Item = (PathBuf, String)>) -> Loaded {
+    let mut named = Named::default();
+    for (name, text) in texts {
+        named.texts.keep(&name, text.clone());
+        named.files.insert(name, Ok(text));
+    }
+    take(World::default(), named)
+}
+
+fn take(mut world: World, named: Named) -> Loaded {
+    let before = world.len();
+    let is_all = before == 0 || named.files.is_empty();
     let mut folder = Folder::new(Path::new(""), BTreeMap::new());
     let mut findings = Vec::new();
     for event in folder.look(Look::Changes { changed: named.files, gone: BTreeSet::new() }, Instant::now()) {
@@ -64,20 +79,20 @@ pub fn load_into(mut world: World, paths: &[PathBuf]) -> io::Result<Loaded> {
     let by_name: BTreeMap<_, _> = places.iter().map(|(key, place)| (key.object_name(), place)).collect();
     // Of what was there already, nobody has asked.
     let of_all = compile::all_findings(&world).into_iter();
-    let asked = of_all.filter(|finding| before == 0 || paths.is_empty() || by_name.contains_key(&finding.object));
+    let asked = of_all.filter(|finding| is_all || by_name.contains_key(&finding.object));
     findings.extend(asked.map(|mut finding| {
         finding.place = finding.place.or_else(|| by_name.get(&finding.object).map(|place| (*place).clone()));
         finding
     }));
     findings.sort_by(|a, b| (&a.place, a).cmp(&(&b.place, b)));
-    Ok(Loaded {
-        objects: if before == 0 || paths.is_empty() { world.len() } else { places.len() },
+    Loaded {
+        objects: if is_all { world.len() } else { places.len() },
         world,
         findings,
         files: folder.files(),
         places,
         texts: named.texts,
-    })
+    }
 }
 
 /// What the paths that are named hold.

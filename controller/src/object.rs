@@ -26,6 +26,8 @@ pub enum Object {
     EndpointSlice(EndpointSlice),
     /// A Pod.
     Pod(Pod),
+    /// What makes Pods.
+    Workload(Workload),
     /// A rule.
     RouteRule(Arc<RouteRule>),
     /// A circuit policy.
@@ -43,6 +45,10 @@ pub enum Kind {
     Service,
     EndpointSlice,
     Pod,
+    Deployment,
+    StatefulSet,
+    DaemonSet,
+    Rollout,
     RouteRule,
     CircuitPolicy,
     RetryPolicy,
@@ -160,6 +166,20 @@ pub struct Pod {
     pub service_account: String,
 }
 
+/// What makes Pods: a Deployment, StatefulSet, DaemonSet or Argo Rollout. It says which versions there will be where no Pod is known yet,
+/// as in a repository.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Workload {
+    /// Which of them.
+    pub kind: Kind,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// The labels of its Pods.
+    pub pod_labels: BTreeMap<String, String>,
+}
+
 impl Object {
     /// Which object it is.
     pub fn key(&self) -> ObjectKey {
@@ -177,6 +197,7 @@ impl Object {
             Self::Service(o) => key(Kind::Service, &o.namespace, &o.name),
             Self::EndpointSlice(o) => key(Kind::EndpointSlice, &o.namespace, &o.name),
             Self::Pod(o) => key(Kind::Pod, &o.namespace, &o.name),
+            Self::Workload(o) => key(o.kind, &o.namespace, &o.name),
             Self::RouteRule(o) => custom(Kind::RouteRule, &o.metadata),
             Self::CircuitPolicy(o) => custom(Kind::CircuitPolicy, &o.metadata),
             Self::RetryPolicy(o) => custom(Kind::RetryPolicy, &o.metadata),
@@ -195,6 +216,11 @@ impl Service {
     /// Which Service it is.
     pub fn key(&self) -> ServiceKey {
         ServiceKey { namespace: self.namespace.clone(), name: self.name.clone() }
+    }
+
+    /// Whether it selects Pods with these labels.
+    pub fn selects(&self, labels: &BTreeMap<String, String>) -> bool {
+        !self.selector.is_empty() && self.selector.iter().all(|(name, value)| labels.get(name) == Some(value))
     }
 
     /// Its ports, without those for UDP and SCTP, which nobody routes here.

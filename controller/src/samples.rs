@@ -10,7 +10,7 @@ use proptest::option;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use crate::object::{Endpoint, EndpointSlice, Object, Pod, Service, ServiceKey, ServicePort};
+use crate::object::{Endpoint, EndpointSlice, Kind, Object, Pod, Service, ServiceKey, ServicePort, Workload};
 use crate::source::Event;
 use crate::source::manifest;
 use crate::world::World;
@@ -48,6 +48,7 @@ pub(crate) fn object() -> impl Strategy<Value = Object> {
         2 => service(),
         3 => slice(),
         2 => pod(),
+        1 => workload(),
         6 => rule(),
         2 => circuit_policy(),
         2 => retry_policy(),
@@ -70,10 +71,10 @@ fn labels() -> impl Strategy<Value = std::collections::BTreeMap<String, String>>
 
 fn service() -> impl Strategy<Value = Object> {
     let ports = prop::sample::subsequence(vec![("http", 80), ("grpc", 81), ("tcp-db", 82)], 1..=3);
-    (namespace(), name("ab"), ports).prop_map(|(namespace, name, ports)| {
+    (namespace(), name("ab"), ports, labels()).prop_map(|(namespace, name, ports, selector)| {
         let port = |(name, port): (&str, u16)| ServicePort { name: name.to_owned(), port, ..ServicePort::default() };
         let ports = ports.into_iter().map(port).collect();
-        Object::Service(Service { namespace, name, ports, ..Service::default() })
+        Object::Service(Service { namespace, name, ports, selector, ..Service::default() })
     })
 }
 
@@ -99,6 +100,13 @@ fn pod() -> impl Strategy<Value = Object> {
     (namespace(), name("pq"), labels(), node).prop_map(|(namespace, name, labels, node)| {
         let addresses = vec![[10, 0, 0, 1].into()];
         Object::Pod(Pod { namespace, name, labels, node, addresses, ..Pod::default() })
+    })
+}
+
+fn workload() -> impl Strategy<Value = Object> {
+    let kind = prop::sample::select(vec![Kind::Deployment, Kind::Rollout]);
+    (kind, namespace(), name("pq"), labels()).prop_map(|(kind, namespace, name, pod_labels)| {
+        Object::Workload(Workload { kind, namespace, name, pod_labels })
     })
 }
 

@@ -110,13 +110,19 @@ impl World {
                 self.services_in(&namespace.name).flat_map(|service| self.with_neighbours(service.key())).collect()
             }
             Object::Node(_) => BTreeSet::new(),
+            Object::Workload(workload) => {
+                let selecting = self.services_in(&workload.namespace).filter(|s| s.selects(&workload.pod_labels));
+                selecting.flat_map(|service| self.with_senders(service.key())).collect()
+            }
             Object::Service(service) => self.with_neighbours(service.key()),
             Object::EndpointSlice(slice) => slice.service_key().map(|key| self.with_senders(key)).unwrap_or_default(),
-            Object::Pod(_) => self
-                .linked(Link::SliceOnPod(object.key()))
-                .filter_map(|slice| self.slice(slice)?.service_key())
-                .flat_map(|service| self.with_senders(service))
-                .collect(),
+            Object::Pod(pod) => {
+                let served =
+                    self.linked(Link::SliceOnPod(object.key())).filter_map(|slice| self.slice(slice)?.service_key());
+                let selecting = self.services_in(&pod.namespace).filter(|service| service.selects(&pod.labels));
+                let selecting = selecting.map(Service::key).filter(|key| self.slices_of(key).next().is_none());
+                served.chain(selecting).flat_map(|service| self.with_senders(service)).collect()
+            }
             // Its destinations too: which labels of their instances are asked for may change, and whether they are needed.
             Object::RouteRule(rule) => destinations(rule).chain([rule_service(rule)]).collect(),
             Object::CircuitPolicy(policy) => targets(&policy.metadata.namespace, &policy.spec.target_refs).collect(),
@@ -153,6 +159,24 @@ impl World {
             Object::Service(service) if service.namespace == namespace => Some(service),
             _ => None,
         })
+    }
+
+    /// The labels of the Pods that a Service will have by what its namespace's workloads say. Where it has no EndpointSlice, as in a
+    /// repository, the Pods that it selects count too.
+    pub fn selected_labels(&self, service: &Service) -> impl Iterator<Item = &BTreeMap<String, String>> {
+        let key = |kind| ObjectKey { kind, namespace: service.namespace.clone(), name: String::new() };
+        let pods = self.slices_of(&service.key()).next().is_none().then_some(Kind::Pod);
+        let kinds = [Kind::Deployment, Kind::StatefulSet, Kind::DaemonSet, Kind::Rollout];
+        let of_kind = kinds.into_iter().chain(pods).flat_map(move |kind| {
+            let range = self.objects.range(key(kind)..);
+            range.take_while(move |(key, _)| key.kind == kind && key.namespace == service.namespace)
+        });
+        let labels = of_kind.filter_map(|(_, object)| match object {
+            Object::Pod(pod) => Some(&pod.labels),
+            Object::Workload(workload) => Some(&workload.pod_labels),
+            _ => None,
+        });
+        labels.filter(|labels| service.selects(labels))
     }
 
     /// The Pods that run on a node, in order of their names.
@@ -394,7 +418,7 @@ fn pod_key(namespace: &str, name: &str) -> ObjectKey {
 /// All that an object has to do with others.
 fn links(object: &Object) -> BTreeSet<Link> {
     match object {
-        Object::Namespace(_) | Object::Node(_) | Object::Service(_) => BTreeSet::new(),
+        Object::Namespace(_) | Object::Node(_) | Object::Service(_) | Object::Workload(_) => BTreeSet::new(),
         Object::Pod(pod) => [Link::PodOnNode(pod.node.clone().unwrap_or_default())].into(),
         Object::EndpointSlice(slice) => {
             let pods = slice.endpoints.iter().filter_map(|endpoint| endpoint.pod.as_deref());

@@ -116,6 +116,17 @@ pub struct ExampleRequest {
     pub caller: Option<String>,
 }
 
+/// `GET /cart with x-version: v2 from namespace web`
+impl fmt::Display for ExampleRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.method, self.path)?;
+        for (i, (name, value)) in self.headers.iter().enumerate() {
+            write!(f, "{}{name}: {value}", if i == 0 { " with " } else { ", " })?;
+        }
+        self.caller.iter().try_for_each(|caller| write!(f, " from {caller}"))
+    }
+}
+
 fn as_map<S: serde::Serializer>(pairs: &[(String, String)], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_map(pairs.iter().map(|(name, value)| (name, value)))
 }

@@ -67,9 +67,7 @@ fn notes(finding: &Finding) -> Vec<String> {
         notes.push(format!("also: {}", finding.others.join(", ")));
     }
     if let Some(example) = &finding.example {
-        let headers: String = example.headers.iter().map(|(name, value)| format!(" {name}: {value}")).collect();
-        let from = example.caller.as_ref().map(|caller| format!(" (from {caller})")).unwrap_or_default();
-        notes.push(format!("example: {} {}{headers}{from}", example.method, example.path));
+        notes.push(format!("example: {example}"));
     }
     notes
 }

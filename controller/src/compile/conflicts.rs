@@ -25,6 +25,8 @@ use work::{STEPS_PER_SERVICE, Work};
 mod entries;
 /// Which entries can have to do with one another.
 mod index;
+/// What a change does to requests.
+mod moved;
 /// Regular expressions.
 mod pattern;
 /// Automata, walked together.
@@ -37,6 +39,8 @@ mod values;
 mod words;
 /// What the analysis may cost.
 mod work;
+
+pub use moved::{Moved, moved};
 
 /// So many other rules are named; further ones are not looked for.
 const NAMED: usize = 8;

@@ -9,7 +9,7 @@ use switchyard_proto::v1;
 use crate::compile::routes::port_number;
 use crate::compile::{Absent, filters, name_of, own, warning, warning_for};
 use crate::object::{Kind, ObjectKey, Service, ServiceKey};
-use crate::world::instances::{self, Instance};
+use crate::world::instances::{self, Instance, is_selected};
 use crate::world::{World, destination_service, mirrored_service, mirrors};
 
 /// One destination of a rule.
@@ -69,32 +69,41 @@ impl<'a> Present<'a> {
             );
             let finding = warning(of, Reason::Suspicious, format!("{field}.{leaf}"), message);
             self.absent.push(Absent { namespace: service.namespace.clone(), finding });
-        } else if let Some((leaf, message)) = self.nobody_there(service, version, subset) {
+        }
+        if let Some((leaf, message)) = self.nobody_there(service, version, subset) {
             findings.push(warning(of, Reason::Suspicious, format!("{field}.{leaf}"), message));
         }
     }
 
+    /// Of a Service with no instance and no workload in sight, nothing is known.
     fn nobody_there(
         &mut self,
         service: &Service,
         version: Option<&str>,
         subset: &BTreeMap<String, String>,
     ) -> Option<(&'static str, String)> {
+        let world = self.world;
         let instances = self.of(service);
-        if instances.iter().any(|instance| instance.is_selected(version, subset)) {
+        if instances.iter().any(|instance| is_selected(&instance.labels, version, subset)) {
+            return None;
+        }
+        // Looked at where it matters, which is seldom.
+        let to_be: Vec<_> = world.selected_labels(service).collect();
+        let what = if instances.is_empty() { "workload" } else { "instance" };
+        let labels: Vec<_> = instances.iter().map(|instance| &instance.labels).chain(to_be).collect();
+        if labels.is_empty() || labels.iter().any(|labels| is_selected(labels, version, subset)) {
             return None;
         }
         let key = service.key();
-        let any_of_version = instances.iter().any(|instance| instance.is_selected(version, &BTreeMap::new()));
+        let any_of_version = labels.iter().any(|labels| is_selected(labels, version, &BTreeMap::new()));
         match (version, subset.is_empty()) {
             (None, true) => None,
-            (Some(version), _) if !any_of_version => Some((
-                "version",
-                format!("no instance of Service {key} has version {version}; {}", versions(instances)),
-            )),
+            (Some(version), _) if !any_of_version => {
+                Some(("version", format!("no {what} of Service {key} has version {version}; {}", versions(&labels))))
+            }
             _ => {
-                let labels: Vec<_> = subset.iter().map(|(name, value)| format!("{name}: {value}")).collect();
-                Some(("subset", format!("no instance of Service {key} has the labels {}", labels.join(", "))))
+                let wanted: Vec<_> = subset.iter().map(|(name, value)| format!("{name}: {value}")).collect();
+                Some(("subset", format!("no {what} of Service {key} has the labels {}", wanted.join(", "))))
             }
         }
     }
@@ -145,8 +154,8 @@ struct Named<'a> {
     missing: &'static str,
 }
 
-fn versions(instances: &[Instance]) -> String {
-    let versions: BTreeSet<_> = instances.iter().filter_map(Instance::version).collect();
+fn versions(labels: &[&BTreeMap<String, String>]) -> String {
+    let versions: BTreeSet<_> = labels.iter().filter_map(|labels| instances::version(labels)).collect();
     if versions.is_empty() {
         return format!("none has a version: label the Pods {}", instances::VERSION_LABELS[0]);
     }

@@ -36,14 +36,19 @@ pub struct Instance {
 impl Instance {
     /// Its version, if its labels name one.
     pub fn version(&self) -> Option<&str> {
-        VERSION_LABELS.iter().find_map(|label| self.labels.get(*label)).map(String::as_str)
+        version(&self.labels)
     }
+}
 
-    /// Whether it is one of those that a version and labels select.
-    pub fn is_selected(&self, version: Option<&str>, subset: &BTreeMap<String, String>) -> bool {
-        version.is_none_or(|version| self.version() == Some(version))
-            && subset.iter().all(|(name, value)| self.labels.get(name) == Some(value))
-    }
+/// The version that labels name, if any.
+pub fn version(labels: &BTreeMap<String, String>) -> Option<&str> {
+    VERSION_LABELS.iter().find_map(|label| labels.get(*label)).map(String::as_str)
+}
+
+/// Whether a version and labels select what has these labels.
+pub fn is_selected(labels: &BTreeMap<String, String>, wanted: Option<&str>, subset: &BTreeMap<String, String>) -> bool {
+    wanted.is_none_or(|wanted| version(labels) == Some(wanted))
+        && subset.iter().all(|(name, value)| labels.get(name) == Some(value))
 }
 
 /// The instances of a Service, in an order that depends on nothing but themselves.

@@ -63,6 +63,9 @@ pub(super) enum Takers<'q> {
     AllBefore(usize),
     /// These.
     Only(&'q [usize]),
+    /// Of the rules up to `split` those before the first entry, of the others those before the second, but for those of the two
+    /// entries' own rules.
+    OfBoth { old: (usize, Option<usize>), new: (usize, Option<usize>), split: usize },
 }
 
 /// A search under way.
@@ -147,20 +150,28 @@ impl<'m, 'a> Question<'m, 'a> {
         };
         let matches =
             |at: usize| entries[at].conditions.iter().all(|condition| condition.test.holds(value(condition.of)));
-        let (before, except) = match takers {
+        let before = match takers {
             Takers::Only(these) => {
                 self.work.spend(these.len() as u64);
                 return these.iter().copied().find(|at| matches(*at));
             }
-            Takers::Before(at) => (at, Some(entries[at].rule)),
-            Takers::AllBefore(at) => (at, None),
+            Takers::Before(at) | Takers::AllBefore(at) => at,
+            Takers::OfBoth { old, new, .. } => old.0.max(new.0),
+        };
+        let takes = |at: usize| match takers {
+            Takers::Before(before) => entries[at].rule != entries[before].rule,
+            Takers::OfBoth { old, new, split } => {
+                let (before, own) = if entries[at].rule < split { old } else { new };
+                at < before && Some(entries[at].rule) != own
+            }
+            Takers::AllBefore(_) | Takers::Only(_) => true,
         };
         let given = slots.iter().filter(|slot| slot.value.is_some()).map(|slot| slot.thing);
         let present = self.entries.always.iter().copied().chain(given).collect::<BTreeSet<_>>().into_iter().collect();
         let mut found: Vec<usize> = Vec::new();
         let _ = self.index.visit(&Query::of_request(value, present, before), &mut |at| {
             self.work.spend(1);
-            if Some(entries[at].rule) != except && matches(at) {
+            if takes(at) && matches(at) {
                 found.push(at);
             }
             let is_enough = found.len() >= TAKERS || self.work.is_used_up();

@@ -332,3 +332,29 @@ proptest! {
         }
     }
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn what_moves_is_what_other_rules_take_than_before(before in rules(), after in rules(), requests in requests()) {
+        let (before, after): (Vec<&RouteRule>, Vec<&RouteRule>) = (before.iter().collect(), after.iter().collect());
+        // A rule does the same as before if it is the same rule.
+        let is_same = |from: Option<usize>, to: Option<usize>| match (from, to) {
+            (Some(from), Some(to)) => name_of(before[from]) == name_of(after[to]),
+            (from, to) => from.is_none() && to.is_none(),
+        };
+        let found = moved(&service(), &before, &after, &is_same);
+        let winner = |rules: &[&RouteRule], request: &Plain| takers(rules, request).first().map(|(rule, _)| *rule);
+        for moved in &found {
+            let request = Plain::read(&moved.example);
+            prop_assert_eq!(winner(&before, &request), moved.from, "{:?}", moved);
+            prop_assert_eq!(winner(&after, &request), moved.to, "{:?}", moved);
+        }
+        for request in requests {
+            let (from, to) = (winner(&before, &request), winner(&after, &request));
+            let is_told = found.iter().any(|moved| (moved.from, moved.to) == (from, to));
+            prop_assert!(is_same(from, to) || is_told, "{:?}: {:?} to {:?}", request, from, to);
+        }
+    }
+}

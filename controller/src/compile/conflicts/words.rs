@@ -25,7 +25,7 @@ pub(super) fn shadowed(rules: &[&RouteRule], question: &Question<'_, '_>, own: &
     let others: BTreeSet<usize> = takers.iter().map(|at| entries[*at].rule).collect();
     let names = named(rules, &others);
     let example = own.iter().find_map(|at| question.any(&[*at])).map(|request| shown(question, &request));
-    let such = example.as_ref().map_or_else(String::new, |example| format!(", such as {}", in_words(example)));
+    let such = example.as_ref().map_or_else(String::new, |example| format!(", such as {example}"));
     let why: BTreeSet<&str> = takers.iter().map(|at| comes_first(rules, &entries[*at], first)).collect();
     let why = why.into_iter().collect::<Vec<_>>().join(" or ");
     let message = match names.as_slice() {
@@ -65,9 +65,8 @@ pub(super) fn conflicted(rules: &[&RouteRule], question: &Question<'_, '_>, mut 
     let example = rivals[0].request.as_ref().map(|request| shown(question, request));
     let message = match &example {
         Some(example) => format!(
-            "{shown_first} matches the same requests, such as {}, and gets them for its age alone{more}; give one of them a priority, or \
-             matches that tell them apart",
-            in_words(example)
+            "{shown_first} matches the same requests, such as {example}, and gets them for its age alone{more}; give one of them a priority, \
+             or matches that tell them apart"
         ),
         None => format!(
             "{shown_first} may match the same requests{more}: their matches are too large to compare, and only age would decide; give one of \
@@ -157,14 +156,6 @@ pub(super) fn shown(question: &Question<'_, '_>, request: &Request) -> ExampleRe
     example.headers.sort();
     example.caller = (!caller.is_empty()).then(|| caller.join(", "));
     example
-}
-
-/// `GET /cart with x-version: v2, from namespace web`.
-fn in_words(example: &ExampleRequest) -> String {
-    let headers: Vec<String> = example.headers.iter().map(|(name, value)| format!("{name}: {value}")).collect();
-    let with = if headers.is_empty() { String::new() } else { format!(" with {}", headers.join(", ")) };
-    let from = example.caller.as_ref().map_or_else(String::new, |caller| format!(" from {caller}"));
-    format!("{} {}{with}{from}", example.method, example.path)
 }
 
 /// As it stands in a query.

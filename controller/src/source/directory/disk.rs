@@ -175,7 +175,8 @@ fn walk_entries(folder: &Path, above: &mut Vec<(u64, u64)>, found: &mut BTreeMap
     Ok(())
 }
 
-fn is_manifest(path: &Path) -> bool {
+/// Whether a file's name is that of a manifest.
+pub fn is_manifest(path: &Path) -> bool {
     path.extension().and_then(|extension| extension.to_str()).is_some_and(|e| matches!(e, "yaml" | "yml" | "json"))
 }
 

@@ -9,11 +9,15 @@ use crate::source::yaml::Node;
 const GROUP: &str = "switchyard.dev";
 const VERSION: &str = "switchyard.dev/v1alpha1";
 
-const KINDS: [(&str, &str, Kind); 7] = [
+const KINDS: [(&str, &str, Kind); 11] = [
     ("v1", "Namespace", Kind::Namespace),
     ("v1", "Service", Kind::Service),
     ("discovery.k8s.io/v1", "EndpointSlice", Kind::EndpointSlice),
     ("v1", "Pod", Kind::Pod),
+    ("apps/v1", "Deployment", Kind::Deployment),
+    ("apps/v1", "StatefulSet", Kind::StatefulSet),
+    ("apps/v1", "DaemonSet", Kind::DaemonSet),
+    ("argoproj.io/v1alpha1", "Rollout", Kind::Rollout),
     (VERSION, "RouteRule", Kind::RouteRule),
     (VERSION, "CircuitPolicy", Kind::CircuitPolicy),
     (VERSION, "RetryPolicy", Kind::RetryPolicy),
@@ -31,6 +35,8 @@ pub(super) enum Sort {
     NoSuchKind(String),
     /// Something else's business; a note.
     Foreign(String),
+    /// The same, but for its name, which is nearly one of ours.
+    Lookalike(String),
 }
 
 /// Sorts a document.
@@ -53,8 +59,11 @@ pub(super) fn sort(api_version: &str, kind: &str) -> Sort {
         let meant = meant.unwrap_or_else(|| format!("; there are {}", OURS.join(", ")));
         return Sort::NoSuchKind(format!("there is no kind {kind:?} in {GROUP}{meant}"));
     }
-    let meant = meant.unwrap_or_default();
-    Sort::Foreign(format!("{kind} ({api_version}) is not for switchyard; skipped{meant}"))
+    let note = format!("{kind} ({api_version}) is not for switchyard; skipped");
+    match meant {
+        Some(meant) => Sort::Lookalike(note + &meant),
+        None => Sort::Foreign(note),
+    }
 }
 
 /// Whether a document is a list of objects, as `kubectl get -o yaml` writes them.
@@ -85,7 +94,7 @@ mod tests {
             Sort::OtherVersion(Kind::EndpointSlice, "discovery.k8s.io/v1")
         );
         for (version, kind) in
-            [("serving.knative.dev/v1", "Service"), ("apps/v1", "Deployment"), ("example.org/v1", "RetryPolicy")]
+            [("serving.knative.dev/v1", "Service"), ("batch/v1", "Job"), ("example.org/v1", "RetryPolicy")]
         {
             assert!(matches!(sort(version, kind), Sort::Foreign(_)), "{version} {kind}");
         }

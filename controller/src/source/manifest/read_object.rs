@@ -59,6 +59,10 @@ pub(super) fn read(file: &Path, node: &Node, name: &ObjectName) -> ReadObject {
         }
         Sort::NoSuchKind(message) => unknown(Finding::error(Reason::UnknownKind, "kind", message)),
         Sort::Foreign(note) => foreign(note),
+        Sort::Lookalike(note) => {
+            let finding = Finding::warning(Reason::Suspicious, "kind", note);
+            ReadObject { key: None, object: None, findings: vec![finding], identified: true }
+        }
     }
 }
 
@@ -83,6 +87,12 @@ fn known(kind: Kind, node: &Node, name: &ObjectName) -> ReadObject {
         Kind::Service => reduce::service(node, name),
         Kind::EndpointSlice => reduce::endpoint_slice(node, name),
         Kind::Pod => reduce::pod(node, name),
+        Kind::Deployment | Kind::StatefulSet | Kind::DaemonSet | Kind::Rollout => {
+            // Others see to it that it is in order. All that is asked of it is which Pods it makes.
+            let object = (!name.name.is_empty()).then(|| reduce::workload(kind, node, name));
+            let key = object.as_ref().map(Object::key);
+            return ReadObject { key, object, findings: Vec::new(), identified: true };
+        }
     };
     let named = !name.name.is_empty();
     let object = object.filter(|_| named && !findings.iter().any(Finding::is_error));

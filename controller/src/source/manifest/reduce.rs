@@ -9,7 +9,7 @@ use serde_path_to_error::Segment;
 use switchyard_crds::findings::ObjectName;
 use switchyard_crds::{Finding, Reason, names, shape};
 
-use crate::object::{Object, SERVICE_NAME};
+use crate::object::{Kind, Object, SERVICE_NAME, Workload};
 use crate::source::typed;
 use crate::source::yaml::Node;
 
@@ -35,6 +35,15 @@ pub(super) fn endpoint_slice(node: &Node, name: &ObjectName) -> Reduced {
         }
         typed::endpoint_slice(slice, name, findings)
     })
+}
+
+/// The labels of the Pods that a workload makes, as far as they are text.
+pub(super) fn workload(kind: Kind, node: &Node, name: &ObjectName) -> Object {
+    let labels = ["spec", "template", "metadata", "labels"].iter().try_fold(node, |node, field| node.get(field));
+    let labels = labels.map(Node::to_json).unwrap_or_default();
+    let label = |(name, value): (&String, &Value)| Some((name.clone(), value.as_str()?.to_owned()));
+    let pod_labels = labels.as_object().into_iter().flatten().filter_map(label).collect();
+    Object::Workload(Workload { kind, namespace: name.namespace.clone(), name: name.name.clone(), pod_labels })
 }
 
 /// Reads a document as a Kubernetes type and reduces it. `name` is how such an object's name is spelt.

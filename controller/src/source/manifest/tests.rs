@@ -267,8 +267,8 @@ fn a_key_that_is_there_twice_refuses_its_document_only() {
 fn kinds_of_others_are_skipped_with_a_note_and_wrong_versions_are_errors() {
     check(
         "\
-apiVersion: apps/v1
-kind: Deployment
+apiVersion: batch/v1
+kind: Job
 metadata: {name: web}
 ---
 apiVersion: switchyard.dev/v1
@@ -282,11 +282,11 @@ metadata: {name: r}
         expect![[r#"
             refused: RouteRule default/r
             not whole
-            warning[UnknownKind]: Deployment default/web: kind: Deployment (apps/v1) is not for switchyard; skipped
+            warning[UnknownKind]: Job default/web: kind: Job (batch/v1) is not for switchyard; skipped
              --> a.yaml:2:7
               |
-            2 | kind: Deployment
-              |       ^^^^^^^^^^
+            2 | kind: Job
+              |       ^^^
             error[Invalid]: RouteRule default/r: apiVersion: "switchyard.dev/v1" is not read; for RouteRule it must be switchyard.dev/v1alpha1
              --> a.yaml:5:13
               |
