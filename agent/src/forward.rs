@@ -9,7 +9,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, HOST, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, HOST, TE, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderValue, Method, Request, Response, Uri, Version};
 use http_body::Body;
 use hyper::client::conn::http1;
@@ -181,6 +181,12 @@ fn for_http1(mut request: Request<RequestBody>) -> Request<RequestBody> {
         && !request.headers().contains_key(CONTENT_LENGTH)
     {
         request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+    // What was said of trailers to us is said again, for one hop more (RFC 9110 section 10.1.4).
+    if request.headers().contains_key(TE) {
+        let upgrades = request.headers().contains_key(UPGRADE);
+        let options = HeaderValue::from_static(if upgrades { "upgrade, te" } else { "te" });
+        request.headers_mut().insert(CONNECTION, options);
     }
     let mut cookies = request.headers().get_all(COOKIE).iter();
     if cookies.next().is_some() && cookies.next().is_some() {

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use h2::server::SendResponse;
 use h2::{Reason, SendStream};
-use http::header::CONTENT_LENGTH;
+use http::header::{CONTENT_LENGTH, TRAILER};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version};
 use http_body::{Body, Frame};
 use tokio::io::AsyncWrite;
@@ -33,9 +33,13 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Interim replies that wait to be written, in bytes, or are sent on one stream of HTTP/2, whose caller may not read; more are dropped.
 const MOST_WAITING: usize = 64 * 1024;
 
-/// The fields of an interim reply that go on: it has no content.
+/// The fields of an interim reply that go on: it has no content and no trailers, and what Connection names is for us.
 fn passable(headers: &HeaderMap) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
-    headers.iter().filter(|(name, _)| !message::is_hop_by_hop(name) && *name != CONTENT_LENGTH)
+    let nominated = message::nominated(headers);
+    headers.iter().filter(move |(name, _)| {
+        let is_ours = message::is_hop_by_hop(name) || *name == CONTENT_LENGTH || *name == TRAILER;
+        !is_ours && !nominated.contains(name)
+    })
 }
 
 /// Interim replies on their way to one caller's connection of HTTP/1.1.
@@ -273,5 +277,27 @@ impl Awaited {
     /// The body itself.
     pub fn body(&self) -> &RequestBody {
         &self.body
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_interim_reply_says_to_us_alone_goes_no_further() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("link", "</style.css>"),
+            ("connection", "x-hop"),
+            ("x-hop", "1"),
+            ("content-length", "5"),
+            ("trailer", "x-sum"),
+            ("keep-alive", "timeout=5"),
+        ] {
+            headers.append(name, HeaderValue::from_static(value));
+        }
+        let names: Vec<_> = passable(&headers).map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["link"]);
     }
 }

@@ -324,8 +324,9 @@ pub fn prepare_reply<B>(reply: &mut Response<B>) -> bool {
     *reply.version_mut() = Version::HTTP_11;
     let status = reply.status();
     let headers = reply.headers_mut();
-    let (mut hop_by_hop, mut codings, mut lengths) = (false, 0, 0);
+    let (mut hop_by_hop, mut count, mut codings, mut lengths) = (false, 0, 0, 0);
     for (name, value) in &*headers {
+        count += 1;
         match name.as_str() {
             "content-length" => lengths += 1,
             "transfer-encoding" => {
@@ -339,7 +340,8 @@ pub fn prepare_reply<B>(reply: &mut Response<B>) -> bool {
             _ => {}
         }
     }
-    if codings > 1 {
+    // The library sees to it on HTTP/1 only.
+    if codings > 1 || count > MAX_FIELDS {
         return false;
     }
     if lengths > 0 {
@@ -421,7 +423,7 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
 }
 
 /// The fields that Connection names.
-fn nominated(headers: &HeaderMap) -> Vec<HeaderName> {
+pub(crate) fn nominated(headers: &HeaderMap) -> Vec<HeaderName> {
     let tokens = headers.get_all(CONNECTION).iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
     tokens.filter_map(|token| HeaderName::from_bytes(token.trim_ascii()).ok()).collect()
 }

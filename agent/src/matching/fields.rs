@@ -1,4 +1,5 @@
-//! The values of a request that rules ask for: of a header field that is repeated, all of them joined with `,` (RFC 9110 section 5.3);
+//! The values of a request that rules ask for: of a header field that is repeated, all of them joined with `,` (RFC 9110 section 5.3), those of Cookie
+//! with `; ` (RFC 9113 section 8.2.3);
 //! of a query parameter, the first, decoded as a form is (percent signs and `+`); of a cookie, the first (RFC 6265).
 //!
 //! Nothing is copied that stands in the request as it is asked for; what has to be put together is put into memory that is
@@ -53,10 +54,11 @@ pub(super) fn header<T>(headers: &HeaderMap, name: &HeaderName, with: impl FnOnc
     let mut all = headers.get_all(name).iter();
     let Some(first) = all.next() else { return with(None) };
     let Some(second) = all.next() else { return with(Some(first.as_bytes())) };
+    let between: &[u8] = if name == COOKIE { b"; " } else { b"," };
     with_buffer(|joined: &mut Vec<u8>| {
         joined.extend_from_slice(first.as_bytes());
         for further in std::iter::once(second).chain(all) {
-            joined.push(b',');
+            joined.extend_from_slice(between);
             joined.extend_from_slice(further.as_bytes());
         }
         with(Some(joined))
@@ -155,5 +157,13 @@ mod tests {
             decoded(b"a%62+", |inner| [outer, inner].concat())
         });
         assert_eq!(all, b"\x01ab ");
+    }
+
+    #[test]
+    fn cookies_that_came_in_pieces_are_one_again() {
+        let mut headers = HeaderMap::new();
+        headers.append(COOKIE, "a=1".parse().unwrap());
+        headers.append(COOKIE, "b=2".parse().unwrap());
+        header(&headers, &COOKIE, |value| assert_eq!(value, Some(&b"a=1; b=2"[..])));
     }
 }
