@@ -16,7 +16,7 @@
 //! - No filter touches Host (but for URLRewrite), the length of a message or what is for one connection only: what leaves is still one
 //!   request, or one reply.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue};
@@ -69,7 +69,11 @@ pub async fn on_request<'t>(
     on_reply.by_rule(filters, &parts.headers);
     if let Some(fault) = &filters.fault {
         let drawn = worker.with_rng(|rng| fault.draw(rng));
-        held_up(drawn, matched.deadline).await?;
+        if let Some(delay) = drawn.delay {
+            // Rare: kept out of every request's own future.
+            Box::pin(held_up(delay, matched.deadline)).await?;
+        }
+        drawn.abort.map_or(Ok(()), |status| Err(fault::abort(status)))?;
     }
     if let Some(redirect) = &filters.redirect {
         return Err(redirect.reply(&parts.headers, &parts.uri, matched.segments));
@@ -84,22 +88,20 @@ pub async fn on_request<'t>(
     Ok(())
 }
 
-/// Waits as a fault says, as a slow instance would make its caller wait, and answers as it says.
-async fn held_up(drawn: fault::Drawn, deadline: Option<Instant>) -> Result<(), Refusal> {
-    if let Some(delay) = drawn.delay {
-        let until = clock::now().checked_add(delay);
-        let over = deadline.filter(|deadline| until.is_none_or(|until| until >= *deadline));
-        if let Some(until) = over.or(until) {
-            tokio::time::sleep_until(until.into()).await;
-        }
-        if over.is_some() {
-            return Err(Refusal::new(
-                Reason::UpstreamTimeout,
-                "the rule's fault held it up for longer than it may take",
-            ));
+/// Waits as a fault says, as a slow instance would make its caller wait: no longer than it may.
+async fn held_up(delay: Duration, deadline: Option<Instant>) -> Result<(), Refusal> {
+    let until = clock::now().checked_add(delay);
+    let over = deadline.filter(|deadline| until.is_none_or(|until| until >= *deadline));
+    if let Some(until) = over.or(until) {
+        tokio::time::sleep_until(until.into()).await;
+    }
+    match over {
+        None => Ok(()),
+        Some(_) => {
+            let detail = "the rule's fault held it up for longer than it may take";
+            Err(Refusal::new(Reason::UpstreamTimeout, detail))
         }
     }
-    drawn.abort.map_or(Ok(()), |status| Err(fault::abort(status)))
 }
 
 impl Filters {

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 use switchyard_tests::binary;
-use switchyard_tests::manifests::{Manifests, canary};
+use switchyard_tests::manifests::{Manifests, canary, retry};
 use switchyard_tests::process::output;
 
 fn instance(port: u16) -> std::net::SocketAddr {
@@ -82,11 +82,22 @@ fn a_warning_fails_only_when_strict() {
 #[test]
 fn a_field_that_is_not_enforced_yet_is_never_taken_in_silence() {
     let manifests = good();
-    manifests
-        .write("canary.yaml", &(canary(20, 80).trim_end().to_owned() + "\n  stickiness: {on: {header: x-user-id}}\n"));
+    manifests.write("retry.yaml", &retry("  hedge: {after: 100ms}\n"));
     let (status, said) = check(&[manifests.path().to_str().unwrap()]);
     assert_eq!(status, 0);
-    assert!(said.contains("NotEnforced") && said.contains("spec.stickiness"), "{said}");
+    assert!(said.contains("NotEnforced") && said.contains("spec.hedge"), "{said}");
+}
+
+#[test]
+fn a_bare_on_is_said_to_be_something_else_to_kubectl() {
+    let manifests = good();
+    let stickiness =
+        |on: &str| canary(20, 80).trim_end().to_owned() + &format!("\n  stickiness: {{{on}: {{header: x-user-id}}}}\n");
+    manifests.write("canary.yaml", &stickiness("on"));
+    let (status, said) = check(&[manifests.path().to_str().unwrap()]);
+    assert!(status == 0 && said.contains("write it in quotes: \"on\""), "{said}");
+    manifests.write("canary.yaml", &stickiness("\"on\""));
+    assert_eq!(check(&["--strict", manifests.path().to_str().unwrap()]).0, 0);
 }
 
 #[test]

@@ -43,7 +43,7 @@ impl Redirect {
         super::headers::value(&wire.hostname)?;
         Ok(Self {
             scheme,
-            hostname: Some(wire.hostname.as_str().into()).filter(|name: &Box<str>| !name.is_empty()),
+            hostname: Some(wire.hostname.as_str()).filter(|name| !name.is_empty()).map(Into::into),
             port: u16::try_from(wire.port).ok().filter(|port| *port != 0),
             path: wire.path.as_ref().map(PathModifier::compile).transpose()?,
             status,
