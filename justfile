@@ -19,6 +19,10 @@ e2e *args:
 bench *args:
     cargo bench -p switchyard-agent --bench cost -- {{args}}
 
+# Finding a rule among 1 to 100,000, beside a walk over all; `just bench-match check` fails where it takes too long.
+bench-match *args:
+    cargo bench -p switchyard-agent --bench match -- {{args}}
+
 # A canary, a circuit and retries at work.
 demo:
     cargo run --release -- demo

@@ -22,6 +22,8 @@ mod index;
 mod matchers;
 /// Regular expressions.
 mod pattern;
+/// Maps of what rules ask for.
+mod quick;
 /// Who calls.
 mod source;
 

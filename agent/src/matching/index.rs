@@ -12,10 +12,9 @@
 //!   text is certain, such as `/[a-z]+`.
 //! - It takes no memory per request, but for what is used again.
 
-use std::collections::HashMap;
-
 use http::header::HeaderName;
 
+use super::quick::{Map, hash};
 use super::{Entry, View, fields, grpc};
 
 /// From entries to an index.
@@ -66,7 +65,7 @@ struct Group {
 struct Crowd {
     min: u32,
     kind: Kind,
-    by_name: HashMap<Box<[u8]>, Values>,
+    by_name: Map<Box<[u8]>, Values>,
 }
 
 /// Kinds of fields that have names.
@@ -99,7 +98,8 @@ enum Field {
 /// What values there may be, and who asks for each.
 #[derive(Debug, Default)]
 struct Values {
-    is: HashMap<Box<[u8]>, Bucket>,
+    /// By its hash.
+    is: Map<u64, Bucket>,
     begins: Option<Box<Begins>>,
     contains: Option<Box<Contains>>,
     /// Whatever it is.
@@ -113,7 +113,7 @@ struct Begins {
     lengths: Vec<usize>,
     /// They are paths: whole segments only.
     segments: bool,
-    by_text: HashMap<Box<[u8]>, Bucket>,
+    by_hash: Map<u64, Bucket>,
 }
 
 /// Texts in values, found in one pass.
@@ -305,7 +305,9 @@ impl Search<'_, '_> {
     }
 
     fn value(&mut self, values: &Values, value: &[u8]) {
-        if let Some(bucket) = values.is.get(value) {
+        if !values.is.is_empty()
+            && let Some(bucket) = values.is.get(&hash(value))
+        {
             self.bucket(bucket);
         }
         if let Some(begins) = &values.begins {
@@ -323,7 +325,7 @@ impl Search<'_, '_> {
         for length in &begins.lengths {
             let Some((beginning, rest)) = value.split_at_checked(*length) else { continue };
             let is_whole = !begins.segments || matches!(rest.first(), None | Some(b'/'));
-            if is_whole && let Some(bucket) = begins.by_text.get(beginning) {
+            if is_whole && let Some(bucket) = begins.by_hash.get(&hash(beginning)) {
                 self.bucket(bucket);
             }
         }

@@ -4,7 +4,6 @@
 //! needs must be met. At each node every entry goes to the bucket of its rarest need; a bucket of more than a few is a node of its
 //! own, where the need that led there counts no more. So it ends, and no deeper than an entry has needs.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
 use aho_corasick::{AhoCorasick, AhoCorasickKind};
@@ -13,6 +12,7 @@ use super::{Begins, Bucket, CROWD, Contains, Crowd, Field, Group, Kind, Node, Va
 use crate::matching::Entry;
 use crate::matching::matchers::{NamedMatcher, PathMatcher, PathPattern, ValueMatcher};
 use crate::matching::pattern::Pattern;
+use crate::matching::quick::{Map, hash};
 
 /// So many entries are walked.
 const FEW: usize = 4;
@@ -46,7 +46,15 @@ enum Named<'e> {
 struct Mark<'e> {
     test: Test,
     field: Named<'e>,
-    value: Cow<'e, [u8]>,
+    value: Value,
+}
+
+/// What a field is compared with. Values of one hash and length are one mark.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Value {
+    Any,
+    Hashed { hash: u64, length: usize },
+    Text(Box<[u8]>),
 }
 
 /// A mark, as a position in the plan's list.
@@ -146,7 +154,7 @@ impl<'e> Plan<'e> {
             let (min, values) = self.values(field, buckets, &mut rest);
             match field.kind().filter(|(kind, _)| count.get(kind).is_some_and(|names| *names > CROWD)) {
                 Some((kind, name)) => {
-                    let crowd = crowds.entry(kind).or_insert_with(|| Crowd { min, kind, by_name: HashMap::new() });
+                    let crowd = crowds.entry(kind).or_insert_with(|| Crowd { min, kind, by_name: Map::default() });
                     crowd.min = crowd.min.min(min);
                     crowd.by_name.insert(name.as_bytes().into(), values);
                 }
@@ -167,24 +175,30 @@ impl<'e> Plan<'e> {
     fn values(&self, field: Named<'_>, buckets: Vec<(MarkAt, Bucket)>, rest: &mut Vec<u32>) -> (u32, Values) {
         let mut values = Values::default();
         let mut min = u32::MAX;
-        let (mut begins, mut texts) = (HashMap::<Box<[u8]>, Bucket>::new(), Vec::new());
+        let (mut begins, mut lengths, mut texts) = (Map::<u64, Bucket>::default(), Vec::new(), Vec::new());
         for (mark, bucket) in buckets {
             let mark = &self.marks[mark as usize];
-            let value: Box<[u8]> = mark.value.as_ref().into();
             min = min.min(bucket.min());
-            match mark.test {
-                Test::Is => drop(values.is.insert(value, bucket)),
-                Test::Begins => drop(begins.insert(value, bucket)),
-                Test::Contains => texts.push((value, bucket)),
-                Test::Present => values.present = Some(bucket),
-            }
+            let other = match (mark.test, &mark.value) {
+                (Test::Begins, Value::Hashed { hash, length }) => {
+                    lengths.push(*length);
+                    begins.insert(*hash, bucket)
+                }
+                (_, Value::Hashed { hash, .. }) => values.is.insert(*hash, bucket),
+                (_, Value::Text(text)) => {
+                    texts.push((text, bucket));
+                    None
+                }
+                (_, Value::Any) => values.present.replace(bucket),
+            };
+            // Of the same hash and another length.
+            other.iter().for_each(|other| all_of(other, rest));
         }
         if !begins.is_empty() {
-            let mut lengths: Vec<usize> = begins.keys().map(|text| text.len()).collect();
             lengths.sort_unstable_by(|a, b| b.cmp(a));
             lengths.dedup();
             let segments = field == Named::Path;
-            values.begins = Some(Box::new(Begins { lengths, segments, by_text: begins }));
+            values.begins = Some(Box::new(Begins { lengths, segments, by_hash: begins }));
         }
         if !texts.is_empty() {
             texts.sort_by_key(|(_, bucket)| bucket.min());
@@ -213,7 +227,7 @@ fn all_of(bucket: &Bucket, list: &mut Vec<u32>) {
             let groups = node.groups.iter().map(|group| &group.values);
             let crowds = node.crowds.iter().flat_map(|crowd| crowd.by_name.values());
             for values in groups.chain(crowds) {
-                let begins = values.begins.iter().flat_map(|begins| begins.by_text.values());
+                let begins = values.begins.iter().flat_map(|begins| begins.by_hash.values());
                 let contains = values.contains.iter().flat_map(|contains| &contains.buckets);
                 let buckets = values.is.values().chain(begins).chain(contains).chain(&values.present);
                 buckets.for_each(|bucket| all_of(bucket, list));
@@ -251,12 +265,16 @@ impl<'e> Named<'e> {
 }
 
 impl<'e> Mark<'e> {
-    fn new(test: Test, field: Named<'e>, value: impl Into<Cow<'e, [u8]>>) -> Self {
-        Self { test, field, value: value.into() }
+    fn hashed(test: Test, field: Named<'e>, value: &[u8]) -> Self {
+        Self { test, field, value: Value::Hashed { hash: hash(value), length: value.len() } }
     }
 
-    fn is(field: Named<'e>, value: &'e str) -> Vec<Self> {
-        vec![Self::new(Test::Is, field, value.as_bytes())]
+    fn is(field: Named<'e>, value: &str) -> Vec<Self> {
+        vec![Self::hashed(Test::Is, field, value.as_bytes())]
+    }
+
+    fn begins(field: Named<'e>, value: &str) -> Vec<Self> {
+        vec![Self::hashed(Test::Begins, field, value.as_bytes())]
     }
 }
 
@@ -268,19 +286,13 @@ fn needs_of(entry: &Entry) -> Vec<Vec<Mark<'_>>> {
         Some(PathMatcher::Exact(path)) => needs.push(Mark::is(Named::Path, path)),
         // All paths begin so.
         Some(PathMatcher::Prefix(prefix)) if prefix.is_empty() => {}
-        Some(PathMatcher::Prefix(prefix)) => needs.push(vec![Mark::new(Test::Begins, Named::Path, prefix.as_bytes())]),
+        Some(PathMatcher::Prefix(prefix)) => needs.push(Mark::begins(Named::Path, prefix)),
         Some(PathMatcher::Pattern(PathPattern(pattern))) => texts(&mut needs, Named::Path, pattern),
     }
     if let Some(grpc) = &entry.grpc {
         match (&grpc.service, &grpc.method) {
-            (Some(service), Some(method)) => {
-                let path = format!("/{service}/{method}").into_bytes();
-                needs.push(vec![Mark::new(Test::Is, Named::Path, path)]);
-            }
-            (Some(service), None) => {
-                let path = format!("/{service}").into_bytes();
-                needs.push(vec![Mark::new(Test::Begins, Named::Path, path)]);
-            }
+            (Some(service), Some(method)) => needs.push(Mark::is(Named::Path, &format!("/{service}/{method}"))),
+            (Some(service), None) => needs.push(Mark::begins(Named::Path, &format!("/{service}"))),
             (None, Some(method)) => needs.push(Mark::is(Named::Call, method)),
             (None, None) => {}
         }
@@ -294,18 +306,21 @@ fn needs_of(entry: &Entry) -> Vec<Vec<Mark<'_>>> {
         needs.extend(source.labels.iter().map(|(name, value)| Mark::is(Named::Label(name), value)));
     }
     needs.extend(entry.method.iter().map(|method| Mark::is(Named::Method, method.as_str())));
-    let port = |port: u16| vec![Mark::new(Test::Is, Named::Port, port.to_be_bytes().to_vec())];
+    let port = |port: u16| vec![Mark::hashed(Test::Is, Named::Port, &port.to_be_bytes())];
     needs.extend(entry.port.map(port));
     needs
 }
 
 fn named<'e>(needs: &mut Vec<Vec<Mark<'e>>>, field: Named<'e>, matcher: &'e NamedMatcher) {
+    let present = || vec![Mark { test: Test::Present, field, value: Value::Any }];
     match matcher.value() {
-        ValueMatcher::Exact(value) => needs.push(vec![Mark::new(Test::Is, field, &**value)]),
-        ValueMatcher::Prefix(value) if !value.is_empty() => needs.push(vec![Mark::new(Test::Begins, field, &**value)]),
-        ValueMatcher::Prefix(_) | ValueMatcher::Present => needs.push(vec![Mark::new(Test::Present, field, &[][..])]),
+        ValueMatcher::Exact(value) => needs.push(vec![Mark::hashed(Test::Is, field, value)]),
+        ValueMatcher::Prefix(value) if !value.is_empty() => {
+            needs.push(vec![Mark::hashed(Test::Begins, field, value)]);
+        }
+        ValueMatcher::Prefix(_) | ValueMatcher::Present => needs.push(present()),
         ValueMatcher::Pattern(pattern) => {
-            needs.push(vec![Mark::new(Test::Present, field, &[][..])]);
+            needs.push(present());
             texts(needs, field, pattern);
         }
         ValueMatcher::Absent => {}
@@ -315,6 +330,7 @@ fn named<'e>(needs: &mut Vec<Vec<Mark<'e>>>, field: Named<'e>, matcher: &'e Name
 /// What a regular expression takes for granted.
 fn texts<'e>(needs: &mut Vec<Vec<Mark<'e>>>, field: Named<'e>, pattern: &Pattern) {
     for texts in pattern.required() {
-        needs.push(texts.into_iter().map(|text| Mark::new(Test::Contains, field, text.into_vec())).collect());
+        let mark = |text| Mark { test: Test::Contains, field, value: Value::Text(text) };
+        needs.push(texts.into_iter().map(mark).collect());
     }
 }
