@@ -1,5 +1,7 @@
 //! Why a request goes where it goes: the same matcher and the same table as the proxy, asked in words.
 
+use std::sync::Arc;
+
 use http::header::HOST;
 use http::{HeaderMap, Method};
 use serde::Serialize;
@@ -8,8 +10,8 @@ use crate::admit::{self, Standing};
 use crate::matching::View;
 use crate::refusal::{Reason, Refusal};
 use crate::retry::backoff::Strategy;
-use crate::table::{Destination, RetrySettings, Rule, Service, Table};
-use crate::transitions::word;
+use crate::table::{Destination, Instance, RetrySettings, Rule, Service, Table};
+use crate::transitions::shown;
 
 /// Everything about one request.
 #[derive(Debug, Serialize)]
@@ -77,8 +79,12 @@ pub struct Where {
     pub percent: f64,
     /// Its ready instances.
     pub instances: Vec<InstanceState>,
+    /// It is drawn by nobody: another destination's requests go there while its circuit is open.
+    pub is_fallback: bool,
     /// The circuit policy in force, if any.
     pub circuit: Option<String>,
+    /// What happens to requests while no circuit of it lets them pass.
+    pub when_open: Option<String>,
     /// The retry policy in force, if any.
     pub retry: Option<Retry>,
 }
@@ -94,6 +100,10 @@ pub struct InstanceState {
     pub version: Option<String>,
     /// `closed`, `open`, `half-open`; none: no policy.
     pub circuit: Option<&'static str>,
+    /// How the circuit is held by hand.
+    pub held: Option<String>,
+    /// It is asked only because too many others are out.
+    pub kept_in: bool,
     /// Whether it can be asked now.
     pub available: bool,
 }
@@ -190,7 +200,9 @@ pub fn explain(table: &Table, question: &Question<'_>, now: admit::window::Milli
         rule: decided.map(|_| rule.name.to_string()),
         considered,
         refused: refused(service, rule, shares.total, unserved),
-        destinations: destinations.map(|(i, d)| place(d, port, passed_on((i, d)), question.method, now)).collect(),
+        destinations: destinations
+            .map(|(i, d)| place(rule, d, port, passed_on((i, d)), question.method, now))
+            .collect(),
         timeouts: Timeouts {
             request_ms: rule.request_timeout.map(|t| t.as_millis()),
             backend_request_ms: rule.try_timeout.map(|t| t.as_millis()),
@@ -228,15 +240,25 @@ fn refused<'d>(
     if drawn.is_empty() { None } else { no_instances(detail, percent(part, total)) }
 }
 
-fn place(destination: &Destination, port: usize, percent: f64, method: &Method, now: admit::window::Millis) -> Where {
+fn place(
+    rule: &Rule,
+    destination: &Destination,
+    port: usize,
+    percent: f64,
+    method: &Method,
+    now: admit::window::Millis,
+) -> Where {
     let instances = destination.ports.get(port).map_or(&[][..], |p| &p.ready);
+    let circuit = instances.iter().find_map(|i| i.circuit.as_ref());
     let given = |text: &str| Some(text.to_owned()).filter(|t| !t.is_empty());
     Where {
         service: destination.service.to_string(),
         version: given(&destination.version),
         weight: destination.weight,
         percent,
-        circuit: instances.iter().find_map(|i| i.circuit.as_ref()).map(|c| c.settings.name.to_string()),
+        is_fallback: destination.is_fallback,
+        circuit: circuit.map(|c| c.settings.name.to_string()),
+        when_open: circuit.map(|_| when_open(rule, destination, instances)),
         retry: instances
             .iter()
             .find_map(|i| i.retry.as_deref())
@@ -248,10 +270,31 @@ fn place(destination: &Destination, port: usize, percent: f64, method: &Method, 
                 address: instance.address.to_string(),
                 name: given(&instance.name),
                 version: given(&instance.version),
-                circuit: instance.circuit.as_ref().map(|c| word(c.breaker.state())),
+                circuit: instance.circuit.as_ref().map(|c| shown(c.breaker.state(), c.held(now))),
+                held: instance
+                    .circuit
+                    .as_ref()
+                    .filter(|c| c.held(now).is_some())
+                    .and_then(|c| c.settings.hold.as_ref().map(ToString::to_string)),
+                kept_in: instance.circuit.as_ref().is_some_and(|c| c.held(now).is_none() && c.breaker.is_kept_in()),
                 available: admit::standing(instance.circuit.as_ref(), now) != Standing::Out,
             })
             .collect(),
+    }
+}
+
+/// What happens to requests while no circuit of a destination lets them pass.
+fn when_open(rule: &Rule, destination: &Destination, instances: &[Arc<Instance>]) -> String {
+    if let Some(fallback) = destination.fallback.and_then(|at| rule.destinations.get(at)) {
+        return match &*fallback.version {
+            "" => format!("to {}", fallback.service),
+            version => format!("to {} version {version}", fallback.service),
+        };
+    }
+    let reply = instances.iter().filter_map(|i| i.circuit.as_ref()).find_map(|c| c.settings.reply.as_ref());
+    match reply {
+        Some(reply) => format!("answered {} as the policy says", reply.status().as_u16()),
+        None => format!("answered 503 {}", Reason::CircuitOpen.word()),
     }
 }
 

@@ -7,6 +7,7 @@
 //!   more.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{CONTENT_LENGTH, COOKIE, HOST, TRANSFER_ENCODING};
@@ -18,6 +19,7 @@ use hyper_util::rt::TokioIo;
 use switchyard_proto::v1::Protocol;
 use tokio::net::TcpStream;
 
+use crate::admit::limits::{Bound, Slot};
 use crate::body::RequestBody;
 use crate::message::{MAX_FIELDS, MAX_HEADER_BYTES};
 use crate::table::{Instance, Outcome};
@@ -87,13 +89,14 @@ pub async fn send(
     version: Version,
     upgrade: bool,
     connection: Connection,
+    worker: usize,
 ) -> Result<(Response<Incoming>, Lease), Failure> {
     if speaks_http2(instance, version) {
-        send_http2(caller, instance, for_http2(request)?, connection == Connection::Kept).await
+        send_http2(caller, instance, for_http2(request)?, connection == Connection::Kept, worker).await
     } else {
         // A connection that is upgraded never comes back, so none of the kept ones is spent on it.
         let kept = connection == Connection::Kept && !upgrade;
-        send_http1(caller, instance, for_http1(request), upgrade, kept).await
+        send_http1(caller, instance, for_http1(request), upgrade, kept, worker).await
     }
 }
 
@@ -112,6 +115,7 @@ async fn send_http1(
     mut request: Request<RequestBody>,
     upgrade: bool,
     kept: bool,
+    worker: usize,
 ) -> Result<(Response<Incoming>, Lease), Failure> {
     let id = instance.load.id;
     let with_body = !request.body().is_end_stream();
@@ -129,9 +133,12 @@ async fn send_http1(
         }
     }
     // Rare and large: kept out of every request's own future.
-    let mut sender = Box::pin(connect_http1(instance.address, caller.source, upgrade)).await?;
+    let (mut sender, slot) = Box::pin(connect_http1(instance, caller.source, upgrade, worker)).await?;
     match sender.send_request(request).await {
-        Ok(response) => Ok((response, caller.pool.lease(id, sender, with_body))),
+        Ok(mut response) => {
+            slot.into_iter().for_each(|slot| drop(response.extensions_mut().insert(Arc::new(slot))));
+            Ok((response, caller.pool.lease(id, sender, with_body)))
+        }
         Err(_) => Err(Outcome::Reset.into()),
     }
 }
@@ -147,6 +154,7 @@ async fn send_http2(
     instance: &Instance,
     mut request: Request<RequestBody>,
     kept: bool,
+    worker: usize,
 ) -> Result<(Response<Incoming>, Lease), Failure> {
     let id = instance.load.id;
     while kept && let Some(mut connection) = caller.pool.http2(id) {
@@ -162,7 +170,7 @@ async fn send_http2(
             },
         }
     }
-    let mut connection = Box::pin(connect_http2(instance.address, caller.source)).await?;
+    let mut connection = Box::pin(connect_http2(instance, caller.source, worker)).await?;
     let stream = connection.open();
     caller.pool.keep_http2(id, connection.clone());
     match connection.sender.send_request(request).await {
@@ -212,12 +220,31 @@ pub async fn connect(address: SocketAddr, source: Option<Source>) -> Result<TcpS
     }
 }
 
+/// Connects to an instance, within the bounds of its policy. What is taken of those lasts as long as the connection.
+///
+/// # Errors
+/// How the try failed.
+pub async fn connect_within(
+    instance: &Instance,
+    source: Option<Source>,
+    worker: usize,
+) -> Result<(TcpStream, Option<Slot>), Outcome> {
+    let take = |bound| match &instance.circuit {
+        Some(circuit) => circuit.take(bound, worker).map_err(Outcome::Overloaded),
+        None => Ok(None),
+    };
+    let (slot, _pending) = (take(Bound::Connections)?, take(Bound::Pending)?);
+    Ok((connect(instance.address, source).await?, slot))
+}
+
 async fn connect_http1(
-    address: SocketAddr,
+    instance: &Instance,
     source: Option<Source>,
     upgrade: bool,
-) -> Result<http1::SendRequest<RequestBody>, Outcome> {
-    let io = TokioIo::new(connect(address, source).await?);
+    worker: usize,
+) -> Result<(http1::SendRequest<RequestBody>, Option<Slot>), Outcome> {
+    let (stream, mut slot) = connect_within(instance, source, worker).await?;
+    let io = TokioIo::new(stream);
     let (sender, connection) = http1::Builder::new()
         .max_headers(MAX_FIELDS)
         .max_header_size(MAX_HEADER_BYTES)
@@ -225,18 +252,22 @@ async fn connect_http1(
         .handshake(io)
         .await
         .map_err(|_| Outcome::ConnectFailure)?;
+    // One that is upgraded outlasts its task, and so must what it takes up.
+    let outlasting = slot.take_if(|_| upgrade);
     // The connection's errors reach whoever waits for the reply.
     tokio::task::spawn_local(async move {
         let _ = if upgrade { connection.with_upgrades().await } else { connection.await };
+        drop(slot);
     });
-    Ok(sender)
+    Ok((sender, outlasting))
 }
 
 /// What the fields of a reply's head, or of its trailers, may be on HTTP/2; of what is longer the library drops some.
 const MOST_HEADER_LIST: u32 = 4 * MAX_HEADER_BYTES as u32;
 
-async fn connect_http2(address: SocketAddr, source: Option<Source>) -> Result<Http2, Outcome> {
-    let (io, ended) = Watched::new(connect(address, source).await?);
+async fn connect_http2(instance: &Instance, source: Option<Source>, worker: usize) -> Result<Http2, Outcome> {
+    let (stream, slot) = connect_within(instance, source, worker).await?;
+    let (io, ended) = Watched::new(stream);
     let (sender, connection) = http2::Builder::new(LocalExecutor)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -247,7 +278,11 @@ async fn connect_http2(address: SocketAddr, source: Option<Source>) -> Result<Ht
         .await
         .map_err(|_| Outcome::ConnectFailure)?;
     let connection = Http2::new(sender, connection, ended);
-    tokio::task::spawn_local(connection.run());
+    let running = connection.run();
+    tokio::task::spawn_local(async move {
+        running.await;
+        drop(slot);
+    });
     Ok(connection)
 }
 

@@ -17,6 +17,7 @@ use hyper::body::Incoming;
 use tokio::time::Sleep;
 
 use crate::admit::Permit;
+use crate::admit::limits::Slot;
 use crate::body::{BodyError, Coming, grpc_status};
 use crate::clock;
 use crate::forward::pool::Lease;
@@ -51,6 +52,7 @@ pub struct Relay {
     open_ended: Option<Rc<Caller>>,
     // In the order in which they are let go: the connection first, so that the next request of this caller can have it.
     lease: Option<Lease>,
+    slot: Option<Slot>,
     unjudged: Unjudged,
     exchange: Option<Exchange>,
 }
@@ -109,7 +111,8 @@ impl Unjudged {
 
 impl Relay {
     /// A relay for a reply whose head said `status`.
-    pub fn new(body: Incoming, status: u16, grpc: bool, lease: Lease, permit: Permit) -> Self {
+    pub fn new(body: Incoming, status: u16, grpc: bool, lease: Lease, mut permit: Permit) -> Self {
+        let slot = permit.take_slot();
         let unjudged = Unjudged::of(permit, Outcome::Reply { status, grpc: None });
         let ends_by_mark = matches!(lease, Lease::Http2(_));
         let (limit, coming, cut, open_ended, exchange) = (None, None, None, None, None);
@@ -125,6 +128,7 @@ impl Relay {
             cut,
             open_ended,
             lease: Some(lease),
+            slot,
             unjudged,
             exchange,
         }
@@ -239,6 +243,11 @@ impl Relay {
         Poll::Pending
     }
 
+    /// What the request takes up of the bounds of its policy.
+    pub fn take_slot(&mut self) -> Option<Slot> {
+        self.slot.take()
+    }
+
     /// Whether nothing more comes.
     pub fn is_end_stream(&self) -> bool {
         self.body.is_end_stream()
@@ -254,6 +263,7 @@ impl Relay {
         if let Some(lease) = self.lease.take() {
             lease.give_back();
         }
+        self.slot = None;
         if let (Some(connection), Outcome::Reply { .. }) = (self.open_ended.take(), outcome) {
             connection.line.set_open_ended(false);
         }
@@ -298,6 +308,7 @@ pub fn seen_status(status: u16, outcome: Outcome) -> u16 {
         Outcome::Reply { status, .. } => status,
         Outcome::Timeout | Outcome::CallersLimit => 504,
         Outcome::CallersBody => 408,
+        Outcome::Overloaded(_) => 503,
         Outcome::CallersFault => 400,
         Outcome::ConnectFailure | Outcome::RefusedStream | Outcome::Reset => 502,
     }

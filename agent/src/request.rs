@@ -27,6 +27,7 @@ use crate::interim::{self, Interim};
 use crate::matching::{self, View};
 use crate::message::{self, Facts};
 use crate::record::Exchange;
+use crate::record::metrics::Fallback;
 use crate::refusal::{Reason, Refusal};
 use crate::reply::{Relay, overdue};
 use crate::retry::replay::Replayable;
@@ -70,7 +71,8 @@ pub async fn handle(
         Ok(mut reply) => {
             exchange.status(reply.head.status.as_u16());
             if reply.head.status == StatusCode::SWITCHING_PROTOCOLS {
-                return Ok(tunnel::open(&worker, caller, on_upgrade, reply.head, exchange));
+                let slot = reply.relay.take_slot();
+                return Ok(tunnel::open(&worker, caller, on_upgrade, reply.head, exchange, slot));
             }
             if version == Version::HTTP_10 {
                 reply.relay.ends_with(&caller);
@@ -156,10 +158,16 @@ async fn serve(
             }
             (Err(refused), None) => {
                 exchange.turned_away(rule_at, refused.destination);
+                if refused.refusal.canned.is_some() && !facts.grpc {
+                    service.runtime.retries.fell_back(worker.index, Fallback::Response);
+                }
                 return Err(refused.refusal);
             }
         };
         exchange.chosen(at);
+        if permit.is_kept_in() {
+            service.runtime.retries.panicked(worker.index);
+        }
         let policy = table.instance(at).retry.as_deref();
         call.under(policy);
         let retrying = policy.filter(|p| p.max_retries > 0 && !facts.upgrade);
@@ -239,7 +247,7 @@ async fn attempt(
     // The library does not tell of a 100 on HTTP/2, so nobody waits for one there.
     let expects = call.facts.expects_continue && !forward::speaks_http2(table.instance(at), version);
     let upgrade = call.facts.upgrade;
-    let coming = call.body.coming();
+    let (coming, worker) = (call.body.coming(), permit.worker());
     if coming.is_some() {
         permit.with_body();
     }
@@ -252,7 +260,9 @@ async fn attempt(
                 let request = call.request(counted, retries, last);
                 let expects = expects && !request.body().is_end_stream();
                 let request = interim::listen(request, call.interim.as_ref(), expects);
-                match forward::send(call.caller, table.instance(at), request, version, upgrade, connection).await {
+                match forward::send(call.caller, table.instance(at), request, version, upgrade, connection, worker)
+                    .await
+                {
                     Err(failure) if failure.stale && again && connection == Connection::Kept => {
                         connection = Connection::New
                     }
@@ -287,7 +297,7 @@ async fn attempt(
             return Failed { outcome, reply: None, stale };
         }
     };
-    permit.answered();
+    permit.answered(coming.as_deref().map(Cell::get));
     let verdict = classify::at_head(call.facts.grpc, &response);
     let (head, body) = response.into_parts();
     let status = head.status.as_u16();
@@ -326,6 +336,7 @@ impl Failed {
             }
             Outcome::CallersBody => Refusal::new(Reason::RequestTimeout, "the request's body did not come in time"),
             Outcome::CallersFault => Refusal::new(Reason::BadRequest, "the request's body cannot be read to its end"),
+            Outcome::Overloaded(bound) => Refusal::overloaded("the destination", bound),
             Outcome::ConnectFailure => Refusal::new(Reason::UpstreamConnect, "the instance could not be reached"),
             _ => Refusal::new(Reason::UpstreamReset, "the instance broke off before it answered"),
         })
