@@ -18,7 +18,7 @@ use crate::admit::breaker;
 use crate::clock;
 use crate::subscribe::Link;
 use crate::table::{Destination, Rule};
-use crate::transitions::word;
+use crate::transitions::shown;
 use crate::worker::Shared;
 
 /// The metrics, collected when they are asked for.
@@ -144,6 +144,7 @@ fn destination(destination: &Destination) -> Value {
         "service": &*destination.service,
         "version": &*destination.version,
         "weight": destination.weight,
+        "isFallback": destination.is_fallback,
         "retryPolicy": policy.map(|r| &*r.name),
         "filters": destination.filters.as_ref().map(|filters| filters.words()),
         // One list per port of the routed Service.
@@ -163,21 +164,26 @@ async fn circuits(State(admin): State<Admin>) -> Response {
             let state = circuit.breaker.state();
             let counts = circuit.breaker.counts(&circuit.settings.breaker, now);
             let latest = admin.shared.transitions.of(&circuit.service.to_string(), &circuit.target);
+            let held = circuit.held(now);
             let until = match state {
-                breaker::State::Open { until } => Some(until.since(now)),
+                breaker::State::Open { until } if held.is_none() => Some(until.since(now)),
                 _ => None,
             };
+            let unix = |ms: u64| wall.saturating_add(i64::try_from(ms).unwrap_or(i64::MAX));
+            let limit = held.and_then(|held| held.until).map(|until| unix(until.since(now)));
             json!({
                 "service": circuit.service.to_string(),
                 "target": circuit.target,
                 "scope": if circuit.settings.whole_destination { "Destination" } else { "Instance" },
                 "policy": &*circuit.settings.name,
-                "state": word(state),
+                "state": shown(state, held),
+                "held": held.map(|_| json!({"note": circuit.settings.hold.as_ref().map(|h| &*h.note), "untilUnixMs": limit})),
+                "keptIn": held.is_none() && circuit.breaker.is_kept_in(),
                 "reason": latest.as_ref().map(|l| l.reason.clone()),
                 "sinceUnixMs": latest.as_ref().map(|l| l.since_ms),
                 "probesInMs": until,
-                "probesAtUnixMs": until.map(|ms| wall.saturating_add(i64::try_from(ms).unwrap_or(i64::MAX))),
-                "window": {"requests": counts.total, "failed": counts.failed},
+                "probesAtUnixMs": until.map(unix),
+                "window": {"requests": counts.total, "failed": counts.failed, "slow": counts.slow},
             })
         })
         .collect();

@@ -5,17 +5,31 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use crate::body::Coming;
 use crate::clock;
 use crate::runtime::Told;
 use crate::table::{At, Circuit, Outcome};
 use crate::worker::{TableRef, Worker};
 
-/// The circuit breaker: a pure state machine, and the form of it that threads share.
+/// What is shared between threads; the model check (`agent/tests/model.rs`) has its own in their place.
+mod atomic {
+    pub(super) use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+    pub(super) use std::sync::{Mutex, MutexGuard};
+}
+
+/// The circuit breaker as threads share it.
 pub mod breaker;
+/// How many of several may be out.
+pub mod ejections;
+/// Bounds on what is under way.
+pub mod limits;
+/// The circuit breaker as a pure state machine.
+pub mod machine;
 /// Counting over a sliding window.
 pub mod window;
 
-use breaker::{Answer, State, Ticket};
+use breaker::{Answer, Moment, State, Ticket};
+use limits::{Bound, Slot};
 
 /// The right to ask one instance once.
 #[derive(Debug)]
@@ -26,10 +40,13 @@ pub struct Permit {
     since: Instant,
     /// How long the reply's head took; a body's length and its reader's pace say nothing about the instance.
     answered: Option<Duration>,
+    /// The same from when the instance had all of the request; absent while it has not.
+    reckoned: Option<Duration>,
     ticket: Option<Ticket>,
     open: bool,
     /// The request has a body, whose pace is the caller's.
     with_body: bool,
+    slot: Option<Slot>,
 }
 
 /// Whether an instance could be asked now, without asking.
@@ -43,9 +60,21 @@ pub enum Standing {
     Out,
 }
 
+/// What stands against a request to an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Barred {
+    /// Its circuit; how long to wait before asking again makes sense, where that is known.
+    Circuit(Option<Duration>),
+    /// There is as much under way as this bound of its policy allows.
+    Overloaded(Bound),
+}
+
 /// How an instance stands.
 pub fn standing(circuit: Option<&Circuit>, now: window::Millis) -> Standing {
     let Some(circuit) = circuit else { return Standing::Well };
+    if let Some(held) = circuit.held(now) {
+        return if held.open { Standing::Out } else { Standing::Well };
+    }
     match circuit.breaker.state() {
         State::Closed => Standing::Well,
         State::Open { until } if until > now => Standing::Out,
@@ -56,12 +85,12 @@ pub fn standing(circuit: Option<&Circuit>, now: window::Millis) -> Standing {
     }
 }
 
-/// Asks one circuit.
-///
-/// # Errors
-/// How long to wait before asking again makes sense.
-fn ask(worker: &Worker, circuit: Option<&Circuit>, now: window::Millis) -> Result<Option<Ticket>, Duration> {
-    let Some(circuit) = circuit else { return Ok(None) };
+/// Asks one circuit. One that is held closed is not asked, nor told what comes of it.
+fn ask(worker: &Worker, circuit: &Circuit, now: window::Millis) -> Result<Option<Ticket>, Barred> {
+    if let Some(held) = circuit.held(now) {
+        let left = held.until.map(|until| Duration::from_millis(until.since(now)));
+        return if held.open { Err(Barred::Circuit(left)) } else { Ok(None) };
+    }
     match circuit.breaker.ask(&circuit.settings.breaker, now) {
         Answer::Admit(ticket) => Ok(Some(ticket)),
         Answer::Probe(ticket) => {
@@ -70,17 +99,21 @@ fn ask(worker: &Worker, circuit: Option<&Circuit>, now: window::Millis) -> Resul
             }
             Ok(Some(ticket))
         }
-        Answer::Refuse { until, .. } => Err(Duration::from_millis(until.since(now))),
+        Answer::Refuse { until, .. } => Err(Barred::Circuit(Some(Duration::from_millis(until.since(now))))),
     }
 }
 
-/// Asks the circuit of an instance.
+/// Asks whether an instance may be asked: first for room among what is under way, then its circuit.
 ///
 /// # Errors
-/// How long to wait before asking again makes sense.
-pub fn instance(worker: &Rc<Worker>, table: &TableRef, at: At, now: Instant) -> Result<Permit, Duration> {
+/// What stands against it.
+pub fn instance(worker: &Rc<Worker>, table: &TableRef, at: At, now: Instant) -> Result<Permit, Barred> {
     let instance = table.instance(at);
-    let ticket = ask(worker, instance.circuit.as_ref(), worker.millis(now))?;
+    let (mut slot, mut ticket) = (None, None);
+    if let Some(circuit) = &instance.circuit {
+        slot = circuit.take(Bound::Requests, worker.index).map_err(Barred::Overloaded)?;
+        ticket = ask(worker, circuit, worker.millis(now))?;
+    }
     instance.load.begin(worker.index);
     Ok(Permit {
         worker: Rc::clone(worker),
@@ -88,31 +121,50 @@ pub fn instance(worker: &Rc<Worker>, table: &TableRef, at: At, now: Instant) -> 
         at,
         since: now,
         answered: None,
+        reckoned: None,
         ticket,
         open: true,
         with_body: false,
+        slot,
     })
 }
 
 fn record(worker: &Worker, circuit: Option<&Circuit>, ticket: Option<Ticket>, outcome: breaker::Outcome, now: Instant) {
     if let (Some(circuit), Some(ticket)) = (circuit, ticket) {
         let random = u32::try_from(worker.random_below(1 << 32)).unwrap_or(0);
-        let (settings, now) = (&circuit.settings.breaker, worker.millis(now));
-        if let Some(transition) = circuit.breaker.record(settings, ticket, worker.index, outcome, now, random) {
+        let moment = Moment { worker: worker.index, now: worker.millis(now), random };
+        let (settings, ejections) = (&circuit.settings.breaker, circuit.ejections.as_deref());
+        if let Some(transition) = circuit.breaker.record(settings, ticket, outcome, moment, ejections) {
             worker.shared.transitions.note(circuit, transition);
         }
     }
 }
 
 impl Permit {
-    /// The reply's head has come.
-    pub fn answered(&mut self) {
-        self.answered = Some(clock::now().saturating_duration_since(self.since));
+    /// The worker that asks.
+    pub fn worker(&self) -> usize {
+        self.worker.index
+    }
+
+    /// The reply's head has come. `coming` says how the request's body came, where it has one.
+    pub fn answered(&mut self, coming: Option<Coming>) {
+        let now = clock::now();
+        self.answered = Some(now.saturating_duration_since(self.since));
+        self.reckoned = match coming {
+            None => self.answered,
+            Some(Coming::Whole(at)) => Some(now.saturating_duration_since(self.since.max(at))),
+            Some(_) => None,
+        };
     }
 
     /// The request has a body: how long it takes says little about the instance.
     pub fn with_body(&mut self) {
         self.with_body = true;
+    }
+
+    /// What the request takes up of the bounds of its policy; whoever has it holds it until the request's end.
+    pub fn take_slot(&mut self) -> Option<Slot> {
+        self.slot.take()
     }
 
     /// Tells the circuit how the try ended. Only the first call counts.
@@ -123,7 +175,7 @@ impl Permit {
         let now = clock::now();
         let took = self.answered.unwrap_or_else(|| now.saturating_duration_since(self.since));
         let told = match outcome {
-            Outcome::CallersFault | Outcome::CallersBody => Told::Nothing,
+            Outcome::CallersFault | Outcome::CallersBody | Outcome::Overloaded(_) => Told::Nothing,
             Outcome::CallersLimit => self.unfinished(took),
             _ if outcome.is_failure() => Told::Failed(took),
             _ => Told::Good(took),
@@ -136,8 +188,21 @@ impl Permit {
         self.ticket.is_some_and(Ticket::is_probe)
     }
 
+    /// Whether the instance is asked only because too many others are out.
+    pub fn is_kept_in(&self) -> bool {
+        self.ticket.is_some_and(Ticket::is_kept_in)
+    }
+
     fn unfinished(&self, took: Duration) -> Told {
         if self.with_body { Told::Nothing } else { Told::Unfinished(took) }
+    }
+
+    /// Whether the instance took as long as its policy calls slow. With no reply at all, it had the whole time of the try.
+    fn is_slow(&self, circuit: &Circuit, outcome: Outcome, now: Instant) -> bool {
+        let Some(slow_after) = circuit.settings.slow_after else { return false };
+        let waited = || (outcome == Outcome::Timeout).then(|| now.saturating_duration_since(self.since));
+        let took = if self.answered.is_some() { self.reckoned } else { waited() };
+        took.is_some_and(|took| took >= slow_after)
     }
 
     /// `outcome` is absent when the caller went away.
@@ -145,8 +210,13 @@ impl Permit {
         let instance = self.table.instance(self.at);
         let circuit = instance.circuit.as_ref();
         let judged = match (outcome, circuit) {
-            (Some(outcome), Some(circuit)) if circuit.settings.failures.hold(outcome) => breaker::Outcome::Failure,
-            (Some(outcome), _) if !outcome.is_callers() => breaker::Outcome::Success,
+            (Some(outcome), Some(circuit)) if !outcome.says_nothing() => {
+                let slow = self.is_slow(circuit, outcome, now);
+                match circuit.settings.failures.hold(outcome) {
+                    true => breaker::Outcome::Failure { slow },
+                    false => breaker::Outcome::Success { slow },
+                }
+            }
             _ => breaker::Outcome::Cancelled,
         };
         record(&self.worker, circuit, self.ticket, judged, now);
@@ -163,3 +233,6 @@ impl Drop for Permit {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,11 +4,13 @@ use std::cell::Cell;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 
+use crate::clock;
 use crate::filters::mirror::Copied;
 use crate::http2::Receiving;
 use crate::interim::Awaited;
@@ -22,21 +24,24 @@ pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
 /// How a request's body comes from the caller.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Coming {
-    /// Nobody waits for it: it has not been asked for yet, or is all there, or the instance takes no more.
+    /// Nobody waits for it: it has not been asked for yet, or the instance takes no more.
     #[default]
     Well,
     /// The caller has not sent what it was asked for.
     Awaited,
     /// The caller broke off, or what it sent cannot be read.
     Failed,
+    /// All of it had come then, and was given to the instance's connection.
+    Whole(Instant),
 }
 
 impl Coming {
-    /// After the caller's side was asked for more.
-    pub fn after<T, E>(polled: &Poll<Option<Result<T, E>>>) -> Self {
+    /// After the caller's side was asked for more; `ended`: it has no more.
+    pub fn after<T, E>(polled: &Poll<Option<Result<T, E>>>, ended: bool) -> Self {
         match polled {
             Poll::Pending => Self::Awaited,
             Poll::Ready(Some(Err(_))) => Self::Failed,
+            Poll::Ready(frame) if ended || frame.is_none() => Self::Whole(clock::now()),
             Poll::Ready(_) => Self::Well,
         }
     }
@@ -138,8 +143,8 @@ impl Body for RequestBody {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
             Self::Stream(incoming, coming) => {
-                let polled = Pin::new(incoming).poll_frame(cx).map(|frame| frame.map(|frame| passable(frame?)));
-                coming.set(Coming::after(&polled));
+                let polled = Pin::new(&mut *incoming).poll_frame(cx).map(|frame| frame.map(|frame| passable(frame?)));
+                coming.set(Coming::after(&polled, incoming.is_end_stream()));
                 polled
             }
             Self::Replay(replay) => replay.poll_frame(cx),

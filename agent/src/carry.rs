@@ -17,8 +17,10 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf, copy_bidirectional};
 use tokio::net::TcpStream;
 
+use crate::admit::limits::Slot;
 use crate::choose::{self, Tried};
 use crate::record::metrics::{Direction, Series};
+use crate::refusal::Reason;
 use crate::runtime::{Load, Told};
 use crate::table::Outcome;
 use crate::worker::{Caller, TableRef, Worker};
@@ -61,6 +63,7 @@ struct Made {
     stream: TcpStream,
     series: Arc<Series>,
     _load: Option<OnInstance>,
+    _slot: Option<Slot>,
 }
 
 /// Connects to an instance of a Service; nothing when none takes it.
@@ -90,16 +93,20 @@ async fn to_instance(
             return None;
         }
         let instance = table.instance(at);
-        let connected = forward::connect(instance.address, caller.source).await;
+        let connected = forward::connect_within(instance, caller.source, worker.index).await;
         instance.series.connection(worker.index, connected.is_ok());
         match connected {
-            Ok(stream) => {
+            Ok((stream, slot)) => {
                 permit.close(MADE);
                 let load = OnInstance::new(worker, &instance.load);
-                return Some(Made { stream, series: Arc::clone(&instance.series), _load: Some(load) });
+                return Some(Made { stream, series: Arc::clone(&instance.series), _load: Some(load), _slot: slot });
             }
             Err(outcome) => {
                 permit.close(outcome);
+                if matches!(outcome, Outcome::Overloaded(_)) {
+                    service.runtime.retries.refuse(worker.index, Reason::Overloaded);
+                    return None;
+                }
                 // A split is between connections, not between their tries.
                 tried.destination = Some(at.destination);
                 tried.places.push(at);
@@ -114,7 +121,7 @@ async fn as_meant(worker: &Worker, caller: &Caller, original: SocketAddr) -> Opt
     let series = Arc::clone(&worker.shared.unknown);
     let connected = forward::connect(original, caller.source).await;
     series.connection(worker.index, connected.is_ok());
-    Some(Made { stream: connected.ok()?, series, _load: None })
+    Some(Made { stream: connected.ok()?, series, _load: None, _slot: None })
 }
 
 /// Makes an instance busier for as long as it is there; nothing is told of how quick or how well the instance is.

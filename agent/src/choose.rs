@@ -6,15 +6,18 @@
 //!   load, so that an instance that is well again gets traffic again.
 //! - A retry avoids what was tried before where there is anything else.
 //! - A request that sticks by a key goes to the destination which wins the key, else to its next best; nothing is drawn.
+//! - Where no circuit of a destination lets a request pass, it goes to the destination's fallback, and no further than that one.
 
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::admit::{self, Permit, Standing};
+use crate::admit::limits::Bound;
+use crate::admit::{self, Barred, Permit, Standing};
+use crate::record::metrics::Fallback;
 use crate::refusal::{Reason, Refusal};
 use crate::runtime::Expected;
-use crate::table::{At, Instance, PortInstances, Rule, Shares};
+use crate::table::{At, Destination, Instance, PortInstances, Rule, Shares};
 use crate::worker::{TableRef, Worker};
 
 /// What earlier tries of the same request have used.
@@ -68,6 +71,15 @@ pub fn instance(
             Ok(chosen) => return Ok(chosen),
             Err(refusal) => refusal,
         };
+        if refusal.reason == Reason::CircuitOpen
+            && let Some(fallback) = rule.destinations[position].fallback.filter(|fallback| !refused.contains(fallback))
+        {
+            if let Ok(chosen) = within(worker, table, At { destination: fallback, ..at }, tried, now) {
+                table.at(service).runtime.retries.fell_back(worker.index, Fallback::Destination);
+                return Ok(chosen);
+            }
+            refused.push(fallback);
+        }
         let mut so_far = first.unwrap_or_else(|| Refused { refusal: refusal.clone(), destination: drawn });
         so_far.refusal.retry_after = so_far.refusal.retry_after.into_iter().chain(refusal.retry_after).min();
         if !rule.destinations[position].may_rechoose(port) {
@@ -92,11 +104,11 @@ fn within(worker: &Rc<Worker>, table: &TableRef, at: At, tried: &Tried, now: Ins
     };
     let avoid =
         |instance: usize| tried.places.iter().any(|p| p.destination == at.destination && p.instance == instance);
-    let mut soonest = Duration::MAX;
+    let mut barred = AllBarred::default();
     if let Some(position) = two_choices(worker, instances, avoid, now) {
         match ask(position) {
             Ok(chosen) => return Ok(chosen),
-            Err(after) => soonest = after,
+            Err(why) => barred.by(why),
         }
     }
     // The draw found none that can be asked: walk over all of them, those not tried before first.
@@ -106,11 +118,44 @@ fn within(worker: &Rc<Worker>, table: &TableRef, at: At, tried: &Tried, now: Ins
         for position in (0..count).map(|step| (offset + step) % count).filter(|p| avoid(*p) == again) {
             match ask(position) {
                 Ok(chosen) => return Ok(chosen),
-                Err(after) => soonest = soonest.min(after),
+                Err(why) => barred.by(why),
             }
         }
     }
-    Err(circuit_open(&chosen.service, &chosen.version, soonest))
+    Err(barred.refusal(chosen, instances))
+}
+
+/// What stands against all instances of a destination.
+#[derive(Default)]
+struct AllBarred {
+    /// When the first circuit lets a probe through, where that is known of any.
+    soonest: Option<Duration>,
+    /// One would be well enough, and has as much to do as it may have.
+    overloaded: Option<Bound>,
+}
+
+impl AllBarred {
+    fn by(&mut self, why: Barred) {
+        match why {
+            Barred::Circuit(after) => self.soonest = self.soonest.into_iter().chain(after).min(),
+            Barred::Overloaded(bound) => self.overloaded = Some(bound),
+        }
+    }
+
+    fn refusal(self, destination: &Destination, instances: &PortInstances) -> Refusal {
+        let which = match &*destination.version {
+            "" => destination.service.to_string(),
+            version => format!("{} version {version}", destination.service),
+        };
+        if let Some(bound) = self.overloaded {
+            return Refusal::overloaded(&which, bound);
+        }
+        let mut refusal = Refusal::new(Reason::CircuitOpen, format!("the circuit of {which} is open"));
+        refusal.retry_after = self.soonest;
+        let mut circuits = instances.ready.iter().filter_map(|instance| instance.circuit.as_ref());
+        refusal.canned = circuits.find_map(|circuit| circuit.settings.reply.clone());
+        refusal
+    }
 }
 
 /// Draws a destination that has not refused. One that was tried before is drawn again only when there is no other.
@@ -187,7 +232,8 @@ fn two_choices(
             Standing::Out => {}
             Standing::Due => return Some(position),
             Standing::Well => {
-                let is_watched = ready[position].circuit.is_some();
+                // One that must not be taken out although it fails is watched in vain.
+                let is_watched = ready[position].circuit.as_ref().is_some_and(|circuit| !circuit.breaker.is_kept_in());
                 let expected = ready[position].load.expected(worker.index, is_watched, millis);
                 // A tie stays with the first, which the draw has decided.
                 let chance = || worker.with_rng(rand::Rng::random);
@@ -210,13 +256,6 @@ fn no_instances(service: &str, rule: &Rule, destination: Option<usize>) -> Refus
         None => format!("no destination of {} has a ready instance", rule.name),
     };
     Refusal::new(Reason::NoInstances, detail)
-}
-
-fn circuit_open(service: &str, version: &str, after: Duration) -> Refusal {
-    let which = if version.is_empty() { service.to_owned() } else { format!("{service} version {version}") };
-    let mut refusal = Refusal::new(Reason::CircuitOpen, format!("the circuit of {which} is open"));
-    refusal.retry_after = Some(after);
-    refusal
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! Why a request goes where it goes: the same matcher and the same table as the proxy, asked in words.
 
+use std::sync::Arc;
+
 use http::header::HOST;
 use http::{HeaderMap, Method};
 use serde::Serialize;
@@ -12,8 +14,8 @@ use crate::matching::{Entry, View};
 use crate::message;
 use crate::refusal::{Reason, Refusal};
 use crate::retry::backoff::Strategy;
-use crate::table::{Destination, Filters, RetrySettings, Rule, Service, Table, Workload};
-use crate::transitions::word;
+use crate::table::{Destination, Filters, Instance, RetrySettings, Rule, Service, Table, Workload};
+use crate::transitions::shown;
 
 /// Everything about one request.
 #[derive(Debug, Serialize)]
@@ -96,8 +98,12 @@ pub struct Where {
     pub percent: f64,
     /// Its ready instances.
     pub instances: Vec<InstanceState>,
+    /// It is drawn by nobody: another destination's requests go there while its circuit is open.
+    pub is_fallback: bool,
     /// The circuit policy in force, if any.
     pub circuit: Option<String>,
+    /// What happens to requests while no circuit of it lets them pass.
+    pub when_open: Option<String>,
     /// The retry policy in force, if any.
     pub retry: Option<Retry>,
     /// What is done to requests that go there, and to their replies.
@@ -115,6 +121,10 @@ pub struct InstanceState {
     pub version: Option<String>,
     /// `closed`, `open`, `half-open`; none: no policy.
     pub circuit: Option<&'static str>,
+    /// How the circuit is held by hand.
+    pub held: Option<String>,
+    /// It is asked only because too many others are out.
+    pub kept_in: bool,
     /// Whether it can be asked now.
     pub available: bool,
 }
@@ -233,7 +243,9 @@ pub fn explain(table: &Table, question: &Question<'_>, now: admit::window::Milli
         answers,
         stickiness: rule.stickiness.as_ref().map(|s| Sticks { by: s.to_string(), known: key.flatten().is_some() }),
         refused,
-        destinations: destinations.map(|(i, d)| place(d, port, passed_on((i, d)), question.method, now)).collect(),
+        destinations: destinations
+            .map(|(i, d)| place(rule, d, port, passed_on((i, d)), question.method, now))
+            .collect(),
         timeouts: Timeouts {
             request_ms: rule.request_timeout.map(|t| t.as_millis()),
             backend_request_ms: rule.try_timeout.map(|t| t.as_millis()),
@@ -288,15 +300,25 @@ fn refused<'d>(
     if drawn.is_empty() { None } else { no_instances(detail, part) }
 }
 
-fn place(destination: &Destination, port: usize, percent: f64, method: &Method, now: admit::window::Millis) -> Where {
+fn place(
+    rule: &Rule,
+    destination: &Destination,
+    port: usize,
+    percent: f64,
+    method: &Method,
+    now: admit::window::Millis,
+) -> Where {
     let instances = destination.ports.get(port).map_or(&[][..], |p| &p.ready);
+    let circuit = instances.iter().find_map(|i| i.circuit.as_ref());
     let given = |text: &str| Some(text.to_owned()).filter(|t| !t.is_empty());
     Where {
         service: destination.service.to_string(),
         version: given(&destination.version),
         weight: destination.weight,
         percent,
-        circuit: instances.iter().find_map(|i| i.circuit.as_ref()).map(|c| c.settings.name.to_string()),
+        is_fallback: destination.is_fallback,
+        circuit: circuit.map(|c| c.settings.name.to_string()),
+        when_open: circuit.map(|_| when_open(rule, destination, instances)),
         retry: instances
             .iter()
             .find_map(|i| i.retry.as_deref())
@@ -309,10 +331,31 @@ fn place(destination: &Destination, port: usize, percent: f64, method: &Method, 
                 address: instance.address.to_string(),
                 name: given(&instance.name),
                 version: given(&instance.version),
-                circuit: instance.circuit.as_ref().map(|c| word(c.breaker.state())),
+                circuit: instance.circuit.as_ref().map(|c| shown(c.breaker.state(), c.held(now))),
+                held: instance
+                    .circuit
+                    .as_ref()
+                    .filter(|c| c.held(now).is_some())
+                    .and_then(|c| c.settings.hold.as_ref().map(ToString::to_string)),
+                kept_in: instance.circuit.as_ref().is_some_and(|c| c.held(now).is_none() && c.breaker.is_kept_in()),
                 available: admit::standing(instance.circuit.as_ref(), now) != Standing::Out,
             })
             .collect(),
+    }
+}
+
+/// What happens to requests while no circuit of a destination lets them pass.
+fn when_open(rule: &Rule, destination: &Destination, instances: &[Arc<Instance>]) -> String {
+    if let Some(fallback) = destination.fallback.and_then(|at| rule.destinations.get(at)) {
+        return match &*fallback.version {
+            "" => format!("to {}", fallback.service),
+            version => format!("to {} version {version}", fallback.service),
+        };
+    }
+    let reply = instances.iter().filter_map(|i| i.circuit.as_ref()).find_map(|c| c.settings.reply.as_ref());
+    match reply {
+        Some(reply) => format!("answered {} as the policy says", reply.status().as_u16()),
+        None => format!("answered 503 {}", Reason::CircuitOpen.word()),
     }
 }
 

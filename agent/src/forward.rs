@@ -7,6 +7,7 @@
 //!   more.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, HOST, TE, TRANSFER_ENCODING, UPGRADE};
@@ -17,6 +18,7 @@ use hyper_util::rt::TokioIo;
 use switchyard_proto::v1::Protocol;
 use tokio::net::TcpStream;
 
+use crate::admit::limits::{Bound, Slot};
 use crate::body::{Incoming, RequestBody};
 use crate::interim::Listener;
 use crate::message::{MAX_FIELDS, MAX_HEADER_BYTES};
@@ -71,14 +73,15 @@ pub async fn send(
     version: Version,
     upgrade: bool,
     connection: Connection,
+    worker: usize,
 ) -> Result<(Response<Incoming>, Lease), Failure> {
     if speaks_http2(instance, version) {
-        http2::send(caller, instance, for_http2(request)?, listener, connection == Connection::Kept).await
+        http2::send(caller, instance, for_http2(request)?, listener, connection == Connection::Kept, worker).await
     } else {
         listener.attach(&mut request);
         // A connection that is upgraded never comes back, so none of the kept ones is spent on it.
         let kept = connection == Connection::Kept && !upgrade;
-        send_http1(caller, instance, for_http1(request), upgrade, kept).await
+        send_http1(caller, instance, for_http1(request), upgrade, kept, worker).await
     }
 }
 
@@ -97,6 +100,7 @@ async fn send_http1(
     mut request: Request<RequestBody>,
     upgrade: bool,
     kept: bool,
+    worker: usize,
 ) -> Result<(Response<Incoming>, Lease), Failure> {
     let id = instance.load.id;
     let with_body = !request.body().is_end_stream();
@@ -114,9 +118,13 @@ async fn send_http1(
         }
     }
     // Rare and large: kept out of every request's own future.
-    let mut sender = Box::pin(connect_http1(instance.address, caller.source, upgrade)).await?;
+    let (mut sender, slot) = Box::pin(connect_http1(instance, caller.source, upgrade, worker)).await?;
     match sender.send_request(request).await {
-        Ok(response) => Ok((response.map(Incoming::Http1), caller.pool.lease(id, sender, with_body))),
+        Ok(response) => {
+            let mut response = response.map(Incoming::Http1);
+            slot.into_iter().for_each(|slot| drop(response.extensions_mut().insert(Arc::new(slot))));
+            Ok((response, caller.pool.lease(id, sender, with_body)))
+        }
         Err(_) => Err(Outcome::Reset.into()),
     }
 }
@@ -152,12 +160,31 @@ pub async fn connect(address: SocketAddr, source: Option<Source>) -> Result<TcpS
     }
 }
 
+/// Connects to an instance, within the bounds of its policy. What is taken of those lasts as long as the connection.
+///
+/// # Errors
+/// How the try failed.
+pub async fn connect_within(
+    instance: &Instance,
+    source: Option<Source>,
+    worker: usize,
+) -> Result<(TcpStream, Option<Slot>), Outcome> {
+    let take = |bound| match &instance.circuit {
+        Some(circuit) => circuit.take(bound, worker).map_err(Outcome::Overloaded),
+        None => Ok(None),
+    };
+    let (slot, _pending) = (take(Bound::Connections)?, take(Bound::Pending)?);
+    Ok((connect(instance.address, source).await?, slot))
+}
+
 async fn connect_http1(
-    address: SocketAddr,
+    instance: &Instance,
     source: Option<Source>,
     upgrade: bool,
-) -> Result<http1::SendRequest<RequestBody>, Outcome> {
-    let io = TokioIo::new(connect(address, source).await?);
+    worker: usize,
+) -> Result<(http1::SendRequest<RequestBody>, Option<Slot>), Outcome> {
+    let (stream, mut slot) = connect_within(instance, source, worker).await?;
+    let io = TokioIo::new(stream);
     let (sender, connection) = http1::Builder::new()
         .max_headers(MAX_FIELDS)
         .max_header_size(MAX_HEADER_BYTES)
@@ -165,11 +192,14 @@ async fn connect_http1(
         .handshake(io)
         .await
         .map_err(|_| Outcome::ConnectFailure)?;
+    // One that is upgraded outlasts its task, and so must what it takes up.
+    let outlasting = slot.take_if(|_| upgrade);
     // The connection's errors reach whoever waits for the reply.
     tokio::task::spawn_local(async move {
         let _ = if upgrade { connection.with_upgrades().await } else { connection.await };
+        drop(slot);
     });
-    Ok(sender)
+    Ok((sender, outlasting))
 }
 
 /// A request for HTTP/1.1: origin form; cookies in one field (RFC 9113 section 8.2.3).

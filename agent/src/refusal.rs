@@ -3,12 +3,16 @@
 //! Every such reply carries `x-switchyard-reason` with one word of a closed list and a body of one line. To a gRPC caller it
 //! is a reply of trailers only, with the same word in `grpc-message` (the gRPC over HTTP/2 protocol's `Trailers-Only`).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 
+use switchyard_proto::v1;
+
+use crate::admit::limits::Bound;
 use crate::body::ReplyBody;
 use crate::message::{MAX_FIELDS, MAX_HEADER_BYTES};
 
@@ -30,6 +34,8 @@ pub enum Reason {
     NoInstances,
     /// The circuit is open.
     CircuitOpen,
+    /// There is as much under way as there may be.
+    Overloaded,
     /// Its body did not come in time.
     RequestTimeout,
     /// It took longer than it may.
@@ -50,13 +56,14 @@ pub enum Reason {
 
 impl Reason {
     /// All reasons, for counters.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::BadRequest,
         Self::HeadersTooLarge,
         Self::NotSupported,
         Self::NoRoute,
         Self::NoInstances,
         Self::CircuitOpen,
+        Self::Overloaded,
         Self::RequestTimeout,
         Self::UpstreamTimeout,
         Self::UpstreamConnect,
@@ -76,6 +83,7 @@ impl Reason {
             Self::NoRoute => "no-route",
             Self::NoInstances => "no-instances",
             Self::CircuitOpen => "circuit-open",
+            Self::Overloaded => "overloaded",
             Self::RequestTimeout => "request-timeout",
             Self::UpstreamTimeout => "upstream-timeout",
             Self::UpstreamConnect => "upstream-connect",
@@ -94,7 +102,7 @@ impl Reason {
             Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::NotSupported => StatusCode::NOT_IMPLEMENTED,
             Self::NoRoute => StatusCode::NOT_FOUND,
-            Self::NoInstances | Self::CircuitOpen => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NoInstances | Self::CircuitOpen | Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
             Self::UpstreamConnect | Self::UpstreamReset => StatusCode::BAD_GATEWAY,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
@@ -111,7 +119,9 @@ impl Reason {
             Self::BadRequest | Self::HeadersTooLarge => "13",
             Self::NotSupported | Self::NoRoute => "12",
             Self::RequestTimeout | Self::UpstreamTimeout => "4",
-            Self::NoInstances | Self::CircuitOpen | Self::UpstreamConnect | Self::UpstreamReset => "14",
+            Self::NoInstances | Self::CircuitOpen | Self::Overloaded | Self::UpstreamConnect | Self::UpstreamReset => {
+                "14"
+            }
             Self::Fault | Self::Redirect | Self::DirectResponse | Self::Preflight => "2",
         }
     }
@@ -162,6 +172,8 @@ pub struct Refusal {
     status: StatusCode,
     /// The reply, where the rule states all of it.
     stated: Option<Box<Stated>>,
+    /// What callers that do not speak gRPC get in its place.
+    pub canned: Option<Arc<Canned>>,
 }
 
 /// A reply that a rule states: sent so to every caller, of gRPC or not.
@@ -173,15 +185,57 @@ pub struct Stated {
     pub body: Bytes,
 }
 
+/// A reply that a policy gives.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Canned {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+impl Canned {
+    /// Its status.
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+}
+
+impl From<&v1::DirectResponse> for Canned {
+    fn from(wire: &v1::DirectResponse) -> Self {
+        let field = |field: &v1::HeaderField| {
+            Some((HeaderName::try_from(&field.name).ok()?, HeaderValue::try_from(&field.value).ok()?))
+        };
+        let mut headers = HeaderMap::new();
+        for (name, value) in wire.headers.iter().filter_map(field) {
+            headers.append(name, value);
+        }
+        // How long it is, and where it ends, is for whoever writes it to say.
+        for name in [CONTENT_LENGTH, TRANSFER_ENCODING, CONNECTION] {
+            headers.remove(name);
+        }
+        let status = u16::try_from(wire.status).ok().and_then(|status| StatusCode::from_u16(status).ok());
+        Self {
+            status: status.unwrap_or(StatusCode::SERVICE_UNAVAILABLE),
+            headers,
+            body: Bytes::from(wire.body.clone().into_bytes()),
+        }
+    }
+}
+
 impl Refusal {
     /// A refusal with its line.
     pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
-        Self { reason, detail: detail.into(), retry_after: None, status: reason.status(), stated: None }
+        Self { reason, detail: detail.into(), retry_after: None, status: reason.status(), stated: None, canned: None }
+    }
+
+    /// There is as much under way to `destination` as this bound allows.
+    pub fn overloaded(destination: &str, bound: Bound) -> Self {
+        Self::new(Reason::Overloaded, format!("{destination} has as much under way as {bound} allows"))
     }
 
     /// The HTTP status of the reply.
     pub fn status(&self) -> StatusCode {
-        self.status
+        self.canned.as_ref().map_or(self.status, |canned| canned.status)
     }
 
     /// The same with another status than the reason's.
@@ -213,6 +267,11 @@ impl Refusal {
             headers.insert("grpc-status", HeaderValue::from_static(status));
             headers.insert("grpc-message", word.clone());
             reply
+        } else if let Some(canned) = &self.canned {
+            let mut reply = Response::new(ReplyBody::full(canned.body.clone()));
+            *reply.status_mut() = canned.status;
+            *reply.headers_mut() = canned.headers.clone();
+            reply
         } else {
             let mut reply = Response::new(ReplyBody::full(Bytes::from(format!("{}\n", self.detail))));
             *reply.status_mut() = self.status;
@@ -220,7 +279,7 @@ impl Refusal {
             reply
         };
         reply.headers_mut().insert(REASON, word);
-        if let Some(after) = self.retry_after {
+        if let Some(after) = self.retry_after.filter(|_| !reply.headers().contains_key(RETRY_AFTER)) {
             let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
             reply.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds.max(1)));
         }

@@ -16,6 +16,7 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::time::Sleep;
 
 use crate::admit::Permit;
+use crate::admit::limits::Slot;
 use crate::body::{BodyError, Coming, Incoming, grpc_status};
 use crate::clock;
 use crate::forward::pool::Lease;
@@ -48,6 +49,7 @@ pub struct Relay {
     open_ended: Option<Rc<Caller>>,
     // In the order in which they are let go: the connection first, so that the next request of this caller can have it.
     lease: Option<Lease>,
+    slot: Option<Slot>,
     unjudged: Unjudged,
     exchange: Option<Exchange>,
 }
@@ -106,7 +108,8 @@ impl Unjudged {
 
 impl Relay {
     /// A relay for a reply whose head said `status`.
-    pub fn new(body: Incoming, status: u16, grpc: bool, lease: Lease, permit: Permit) -> Self {
+    pub fn new(body: Incoming, status: u16, grpc: bool, lease: Lease, mut permit: Permit) -> Self {
+        let slot = permit.take_slot();
         let unjudged = Unjudged::of(permit, Outcome::Reply { status, grpc: None });
         let (limit, coming, cut, open_ended, exchange) = (None, None, None, None, None);
         Self {
@@ -120,6 +123,7 @@ impl Relay {
             cut,
             open_ended,
             lease: Some(lease),
+            slot,
             unjudged,
             exchange,
         }
@@ -230,6 +234,11 @@ impl Relay {
         Poll::Pending
     }
 
+    /// What the request takes up of the bounds of its policy.
+    pub fn take_slot(&mut self) -> Option<Slot> {
+        self.slot.take()
+    }
+
     /// Whether nothing more comes.
     pub fn is_end_stream(&self) -> bool {
         self.body.is_end_stream()
@@ -245,6 +254,7 @@ impl Relay {
         if let Some(lease) = self.lease.take() {
             lease.give_back();
         }
+        self.slot = None;
         if let (Some(connection), Outcome::Reply { .. }) = (self.open_ended.take(), outcome) {
             connection.line.set_open_ended(false);
         }
@@ -289,6 +299,7 @@ pub fn seen_status(status: u16, outcome: Outcome) -> u16 {
         Outcome::Reply { status, .. } => status,
         Outcome::Timeout | Outcome::CallersLimit => 504,
         Outcome::CallersBody => 408,
+        Outcome::Overloaded(_) => 503,
         Outcome::CallersFault => 400,
         Outcome::ConnectFailure | Outcome::RefusedStream | Outcome::Reset => 502,
     }

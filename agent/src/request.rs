@@ -29,6 +29,7 @@ use crate::interim::{self, ToCaller};
 use crate::matching::{self, Entry, View};
 use crate::message::{self, Facts};
 use crate::record::Exchange;
+use crate::record::metrics::Fallback;
 use crate::refusal::{Reason, Refusal};
 use crate::reply::{Relay, overdue};
 use crate::retry::replay::Replayable;
@@ -75,7 +76,8 @@ pub async fn handle(
             exchange.status(reply.head.status.as_u16());
             on_reply.apply(&mut reply.head.headers);
             if reply.head.status == StatusCode::SWITCHING_PROTOCOLS {
-                return Ok(tunnel::open(&worker, caller, on_upgrade, reply.head, exchange));
+                let slot = reply.relay.take_slot();
+                return Ok(tunnel::open(&worker, caller, on_upgrade, reply.head, exchange, slot));
             }
             if version == Version::HTTP_10 {
                 reply.relay.ends_with(&caller);
@@ -194,10 +196,16 @@ async fn serve<'t>(
             }
             (Err(refused), None) => {
                 exchange.turned_away(rule_at, refused.destination);
+                if refused.refusal.canned.is_some() && !facts.grpc {
+                    service.runtime.retries.fell_back(worker.index, Fallback::Response);
+                }
                 return Err(refused.refusal);
             }
         };
         exchange.chosen(at);
+        if permit.is_kept_in() {
+            service.runtime.retries.panicked(worker.index);
+        }
         let destination = table.destination(at).filters.as_deref();
         on_reply.by_destination(destination);
         if tries.retries == 0 {
@@ -281,7 +289,7 @@ async fn attempt(
     let version = call.parts.version;
     let expects = call.facts.expects_continue;
     let upgrade = call.facts.upgrade;
-    let coming = call.body.coming();
+    let (coming, worker) = (call.body.coming(), permit.worker());
     if coming.is_some() {
         permit.with_body();
     }
@@ -297,7 +305,9 @@ async fn attempt(
                 }
                 let expects = expects && !request.body().is_end_stream();
                 let request = interim::listen(request, call.interim.as_ref(), expects);
-                match forward::send(call.caller, table.instance(at), request, version, upgrade, connection).await {
+                match forward::send(call.caller, table.instance(at), request, version, upgrade, connection, worker)
+                    .await
+                {
                     Err(failure) if failure.stale && again && connection == Connection::Kept => {
                         connection = Connection::New
                     }
@@ -332,7 +342,7 @@ async fn attempt(
             return Failed { outcome, reply: None, stale };
         }
     };
-    permit.answered();
+    permit.answered(coming.as_deref().map(Cell::get));
     let verdict = classify::at_head(call.facts.grpc, &response);
     let (head, body) = response.into_parts();
     let status = head.status.as_u16();
@@ -371,6 +381,7 @@ impl Failed {
             }
             Outcome::CallersBody => Refusal::new(Reason::RequestTimeout, "the request's body did not come in time"),
             Outcome::CallersFault => Refusal::new(Reason::BadRequest, "the request's body cannot be read to its end"),
+            Outcome::Overloaded(bound) => Refusal::overloaded("the destination", bound),
             Outcome::ConnectFailure => Refusal::new(Reason::UpstreamConnect, "the instance could not be reached"),
             _ => Refusal::new(Reason::UpstreamReset, "the instance broke off before it answered"),
         })

@@ -24,6 +24,9 @@ use crate::table::{ServiceKey, Table};
 use crate::transitions::Transitions;
 use crate::worker::{Shared, Worker};
 
+/// How often it is looked for circuits that were held by hand until now.
+const HELD: Duration = Duration::from_secs(1);
+
 /// How an agent is run.
 #[derive(Debug)]
 pub struct Options {
@@ -124,12 +127,22 @@ pub fn start(options: Options) -> Result<Running> {
     }
     let (controller, mut stopped) = (options.controller, stopped);
     let control = std::thread::Builder::new().name("control".to_owned()).spawn(move || {
+        let held = Arc::clone(&shared);
         let control = async move {
             let serving = async {
                 let listener = tokio::net::TcpListener::from_std(admin_listener)?;
                 axum::serve(listener, admin::router(Admin { shared, link })).await
             };
+            let letting_go = async {
+                loop {
+                    tokio::time::sleep(HELD).await;
+                    if held.transitions.any_held() {
+                        held.tell_held();
+                    }
+                }
+            };
             tokio::select! {
+                () = letting_go => {}
                 () = subscription.run(controller) => {}
                 served = serving => if let Err(error) = served {
                     tracing::error!(%error, "the admin endpoints are gone");

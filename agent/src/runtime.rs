@@ -11,12 +11,14 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::admit::breaker::Breaker;
+use crate::admit::breaker::{Breaker, Settings, Transition};
+use crate::admit::ejections::Ejections;
+use crate::admit::limits::InUse;
 use crate::admit::window::Millis;
 use crate::clock;
 use crate::record::metrics::{Retries, Series};
 use crate::retry::budget::{Budget, Limits};
-use crate::table::{CircuitSettings, ServiceKey};
+use crate::table::{CircuitSettings, Held, ServiceKey};
 
 /// How long state is kept that no table refers to. Long enough for a rollout to bring an address back.
 const KEPT: Duration = Duration::from_secs(600);
@@ -32,6 +34,10 @@ pub struct Runtime {
 #[derive(Debug, Default)]
 struct Kept {
     breakers: HashMap<(ServiceKey, String), Entry<KnownCircuit>>,
+    ejections: HashMap<(ServiceKey, String), Entry<Ejections>>,
+    in_use: HashMap<(ServiceKey, String), Entry<InUse>>,
+    /// Changes that tables made rather than requests, until they are told.
+    changes: Vec<(Arc<KnownCircuit>, Transition)>,
     loads: HashMap<(ServiceKey, SocketAddr), Entry<Load>>,
     services: HashMap<ServiceKey, Entry<ServiceRuntime>>,
     budgets: HashMap<(ServiceKey, String), Entry<Budget>>,
@@ -57,6 +63,15 @@ pub struct KnownCircuit {
     pub breaker: Arc<Breaker>,
     /// The policy that governed it last.
     pub settings: Arc<CircuitSettings>,
+    /// How it is held by hand, and until when.
+    pub held: Option<Held>,
+}
+
+impl KnownCircuit {
+    /// How it is held by hand now.
+    pub fn held(&self, now: Millis) -> Option<Held> {
+        self.held.and_then(|held| held.at(now))
+    }
 }
 
 /// What belongs to one routed Service.
@@ -67,6 +82,9 @@ pub struct ServiceRuntime {
     /// What became of retries, and requests that were refused.
     pub retries: Retries,
 }
+
+/// An instance of a set: its circuit's target, the circuit, and the policy that governs it.
+pub type Member = (String, Arc<Breaker>, Arc<CircuitSettings>);
 
 /// How busy an instance is, how quick and how reliable, as each worker sees it; a worker reads and writes only its own share.
 #[derive(Debug)]
@@ -281,9 +299,49 @@ impl Runtime {
             target: target.to_owned(),
             breaker: Arc::clone(&breaker),
             settings: Arc::clone(settings),
+            held: self.held(settings),
         };
         kept.breakers.insert(key, Entry { value: Arc::new(known), unused_since: None });
         breaker
+    }
+
+    /// How a policy's circuits are held by hand, in the time that circuits count.
+    pub fn held(&self, settings: &CircuitSettings) -> Option<Held> {
+        let hold = settings.hold.as_ref()?;
+        Some(hold.held(self.millis(clock::now()), clock::unix_millis()))
+    }
+
+    /// A set of circuits of a Service under its name, with those that are in it from now on and which share of them may be out.
+    pub fn ejections(&self, service: &ServiceKey, set: &str, members: &[Member], share_ppm: u32) -> Arc<Ejections> {
+        let mut kept = self.kept();
+        let ejections = find(&mut kept.ejections, (service.clone(), set.to_owned()), Ejections::default);
+        let circuits: Vec<(Arc<Breaker>, Settings)> =
+            members.iter().map(|(_, breaker, settings)| (Arc::clone(breaker), settings.breaker)).collect();
+        for (at, transition) in ejections.set_members(&circuits, share_ppm, self.millis(clock::now())) {
+            let known = kept.breakers.get(&(service.clone(), members[at].0.clone())).map(|e| Arc::clone(&e.value));
+            kept.changes.extend(known.map(|known| (known, transition)));
+        }
+        ejections
+    }
+
+    /// What is under way of what a policy bounds, under the name of its target.
+    pub fn in_use(&self, service: &ServiceKey, target: &str) -> Arc<InUse> {
+        let workers = self.workers;
+        find(&mut self.kept().in_use, (service.clone(), target.to_owned()), || InUse::new(workers))
+    }
+
+    /// All that is under way of what policies bound: Service, target, how much.
+    pub fn all_in_use(&self) -> Vec<(ServiceKey, String, Arc<InUse>)> {
+        let kept = self.kept();
+        let in_use = kept.in_use.iter().filter(|(_, entry)| Arc::strong_count(&entry.value) > 1);
+        let mut all: Vec<_> = in_use.map(|(key, e)| (key.0.clone(), key.1.clone(), Arc::clone(&e.value))).collect();
+        all.sort_by(|a, b| (&a.0, &a.1).cmp(&(&b.0, &b.1)));
+        all
+    }
+
+    /// Changes of circuits that tables made, since this was asked last.
+    pub fn take_changes(&self) -> Vec<(Arc<KnownCircuit>, Transition)> {
+        std::mem::take(&mut self.kept().changes)
     }
 
     /// The load of an instance.
@@ -351,6 +409,8 @@ impl Runtime {
         let mut kept = self.kept();
         kept.breakers
             .retain(|_, entry| used(Arc::strong_count(&entry.value.breaker) > 1, &mut entry.unused_since, now));
+        retain(&mut kept.ejections, now);
+        retain(&mut kept.in_use, now);
         retain(&mut kept.loads, now);
         retain(&mut kept.services, now);
         retain(&mut kept.budgets, now);

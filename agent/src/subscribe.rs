@@ -20,12 +20,13 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Uri};
 
 use crate::admit::breaker::State;
+use crate::clock;
 use crate::intercept;
 use crate::resources::Resources;
 use crate::runtime::KnownCircuit;
 use crate::state::StateFile;
 use crate::table::{ServiceKey, Table};
-use crate::transitions::word;
+use crate::transitions::{shown, word};
 use crate::worker::Shared;
 
 /// The largest update that is taken in, in bytes: 10,000 Services of 10 instances fit many times over.
@@ -94,6 +95,10 @@ impl Subscription {
         let table = Table::build(&self.resources, &before, &self.shared.runtime, self.default_service.as_ref());
         drop(before);
         self.shared.table.store(Arc::new(table));
+        for (known, transition) in self.shared.runtime.take_changes() {
+            self.shared.transitions.note_known(&known, transition);
+        }
+        self.shared.tell_held();
         self.link.ready.store(true, Relaxed);
         if let Some(keeper) = &self.keeper {
             // An error means that the agent is ending.
@@ -185,7 +190,9 @@ impl Subscription {
     /// Every circuit that is not closed: what a controller that is new to them must know.
     fn circuits(&self) -> v1::Report {
         let known = self.shared.runtime.circuits();
-        let not_closed = known.iter().filter(|circuit| circuit.breaker.state() != State::Closed);
+        let now = self.shared.runtime.millis(clock::now());
+        let state = |circuit: &KnownCircuit| shown(circuit.breaker.state(), circuit.held(now));
+        let not_closed = known.iter().filter(|circuit| state(circuit) != word(State::Closed));
         let tell = |circuit: &Arc<KnownCircuit>| {
             let latest = self.shared.transitions.of(&circuit.service.to_string(), &circuit.target);
             let latest = latest.map(|latest| (latest.reason, latest.since_ms)).unwrap_or_default();
@@ -193,7 +200,7 @@ impl Subscription {
                 namespace: circuit.service.namespace.clone(),
                 service: circuit.service.name.clone(),
                 target: circuit.target.clone(),
-                state: word(circuit.breaker.state()).to_owned(),
+                state: state(circuit).to_owned(),
                 reason: latest.0,
                 since_ms: latest.1,
                 policy: circuit.settings.name.to_string(),

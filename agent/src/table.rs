@@ -36,7 +36,7 @@ mod policy;
 pub use addresses::{Addresses, Captured, Workload};
 pub use destination::{Circuit, Destination, Instance, PortInstances};
 pub use filters::{Filters, Mirror, check as check_filters};
-pub use policy::{CircuitSettings, Conditions, Outcome, RetrySettings};
+pub use policy::{CircuitSettings, Conditions, Held, Hold, Outcome, RetrySettings};
 
 /// Names a Service.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -13,6 +13,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use crate::admit::window::Millis;
+use crate::clock;
 use crate::forward::Source;
 use crate::forward::pool::Pool;
 use crate::intercept::Interception;
@@ -38,6 +39,14 @@ pub struct Shared {
     pub unknown: Arc<Series>,
     /// Set when connections are taken in, rather than sent here by their callers.
     pub interception: Option<Interception>,
+}
+
+impl Shared {
+    /// Tells of circuits that are held by hand, or are no more. To be called when a table is swapped, and where some are held, every
+    /// second or so for those that are let go by themselves.
+    pub fn tell_held(&self) {
+        self.transitions.note_held(&self.runtime.circuits(), self.runtime.millis(clock::now()));
+    }
 }
 
 /// A table as a request holds it: counted by the worker's own thread alone.

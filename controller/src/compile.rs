@@ -12,7 +12,7 @@ use switchyard_crds::{Finding, ObjectName, Reason, RetryPolicy};
 use switchyard_proto::v1;
 
 use crate::object::{Kind, ObjectKey, Pod, SERVICE_NAME, Service, ServiceKey};
-use crate::world::{World, rule_service};
+use crate::world::{World, policy_services, rule_service};
 
 /// Which rule is asked first.
 pub mod order;
@@ -124,10 +124,12 @@ fn own((name, value): (&String, &String)) -> (String, String) {
     (name.clone(), value.clone())
 }
 
-/// Whether the agents of a cluster must know a Service: it is opted in, or rules of one that is send requests to it.
+/// Whether the agents of a cluster must know a Service: it is opted in, or rules or policies of one that is send requests to it.
 pub fn is_needed(world: &World, key: &ServiceKey) -> bool {
     let opted_in = |key: &ServiceKey| world.service(key).is_some_and(|service| is_opted_in(world, service));
-    opted_in(key) || world.rules_to(key).any(|rule| opted_in(&rule_service(rule)))
+    opted_in(key)
+        || world.rules_to(key).any(|rule| opted_in(&rule_service(rule)))
+        || world.policies_falling_back_to(key).flat_map(policy_services).any(|service| opted_in(&service))
 }
 
 /// Whether a Service is taken into the mesh: by its own label, else by its Namespace's.

@@ -215,7 +215,14 @@ fn policy(kind: &'static str, letters: &'static str) -> impl Strategy<Value = Va
 }
 
 fn circuit_policy() -> impl Strategy<Value = Object> {
-    policy("CircuitPolicy", "klm").prop_map(|value| Object::CircuitPolicy(serde_json::from_value(value).unwrap()))
+    (policy("CircuitPolicy", "klm"), option::of((name("abc"), option::of(name("12"))))).prop_map(
+        |(mut value, fallback)| {
+            if let Some((service, version)) = fallback {
+                value["spec"]["fallback"] = json!({"destination": {"service": service, "version": version}});
+            }
+            Object::CircuitPolicy(serde_json::from_value(value).unwrap())
+        },
+    )
 }
 
 fn retry_policy() -> impl Strategy<Value = Object> {

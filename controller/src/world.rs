@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use switchyard_crds::circuit_policy::FallbackDestination;
 use switchyard_crds::route_rule::RequestMirror;
 use switchyard_crds::{CircuitPolicy, RetryPolicy, RouteRule};
 
@@ -41,6 +42,8 @@ enum Link {
     Destination(ServiceKey),
     /// A policy that targets this Service.
     Policy(ServiceKey),
+    /// A circuit policy whose requests go to this Service while its circuits are open.
+    Fallback(ServiceKey),
     /// A rule that names this RetryPolicy.
     NamesRetryPolicy(ObjectKey),
     /// An EndpointSlice of this Service.
@@ -125,7 +128,8 @@ impl World {
             }
             // Its destinations too: which labels of their instances are asked for may change, and whether they are needed.
             Object::RouteRule(rule) => destinations(rule).chain([rule_service(rule)]).collect(),
-            Object::CircuitPolicy(policy) => targets(&policy.metadata.namespace, &policy.spec.target_refs).collect(),
+            // What it falls back to may be needed, or no more.
+            Object::CircuitPolicy(policy) => policy_services(policy).chain(fallback(policy)).collect(),
             Object::RetryPolicy(policy) => self
                 .linked(Link::NamesRetryPolicy(object.key()))
                 .filter_map(|key| self.route_rule(key).map(rule_service))
@@ -134,16 +138,19 @@ impl World {
         }
     }
 
-    /// The Service, and those whose rules send requests to it.
+    /// The Service, and those whose rules or policies send requests to it.
     fn with_senders(&self, service: ServiceKey) -> BTreeSet<ServiceKey> {
-        let rules = self.rules_to(&service).map(rule_service).collect::<BTreeSet<_>>();
-        rules.into_iter().chain([service]).collect()
+        let rules = self.rules_to(&service).map(rule_service);
+        let policies = self.policies_falling_back_to(&service).flat_map(policy_services);
+        let senders = rules.chain(policies).collect::<BTreeSet<_>>();
+        senders.into_iter().chain([service]).collect()
     }
 
-    /// The Service, those whose rules send requests to it, and those that its own rules send requests to: they are needed where
-    /// it is opted in.
+    /// The Service, those whose rules or policies send requests to it, and those that its own send requests to: they are needed
+    /// where it is opted in.
     fn with_neighbours(&self, service: ServiceKey) -> BTreeSet<ServiceKey> {
-        let receivers: BTreeSet<_> = self.rules_of(&service).flat_map(destinations).collect();
+        let fallbacks = self.circuit_policies_of(&service).filter_map(fallback);
+        let receivers: BTreeSet<_> = self.rules_of(&service).flat_map(destinations).chain(fallbacks).collect();
         let mut all = self.with_senders(service);
         all.extend(receivers);
         all
@@ -329,6 +336,17 @@ impl World {
         })
     }
 
+    /// The circuit policies whose requests go to this Service while their circuits are open.
+    pub fn policies_falling_back_to<'a>(
+        &'a self,
+        service: &ServiceKey,
+    ) -> impl Iterator<Item = &'a CircuitPolicy> + use<'a> {
+        self.linked(Link::Fallback(service.clone())).filter_map(|key| match self.objects.get(key) {
+            Some(Object::CircuitPolicy(policy)) => Some(policy.as_ref()),
+            _ => None,
+        })
+    }
+
     /// The retry policies that target this Service or a part of it.
     pub fn retry_policies_of<'a>(&'a self, service: &ServiceKey) -> impl Iterator<Item = &'a RetryPolicy> + use<'a> {
         self.linked(Link::Policy(service.clone())).filter_map(|key| match self.objects.get(key) {
@@ -397,6 +415,21 @@ pub fn mirrors(rule: &RouteRule) -> impl Iterator<Item = (String, &RequestMirror
     all.filter_map(|(field, filter)| Some((format!("{field}.requestMirror"), filter.request_mirror.as_ref()?)))
 }
 
+/// The Services that a circuit policy targets.
+pub fn policy_services(policy: &CircuitPolicy) -> impl Iterator<Item = ServiceKey> + use<'_> {
+    targets(&policy.metadata.namespace, &policy.spec.target_refs)
+}
+
+/// The Service that a policy's fallback names.
+pub fn fallback_service(policy: &CircuitPolicy, to: &FallbackDestination) -> ServiceKey {
+    ServiceKey { namespace: policy.metadata.namespace.clone().unwrap_or_default(), name: to.service.clone() }
+}
+
+fn fallback(policy: &CircuitPolicy) -> Option<ServiceKey> {
+    let to = policy.spec.fallback.as_ref()?.destination.as_ref()?;
+    Some(fallback_service(policy, to))
+}
+
 /// The Services that requests of a rule go to, copies among them.
 fn destinations(rule: &RouteRule) -> impl Iterator<Item = ServiceKey> {
     let to = rule.spec.destinations.iter().map(|to| destination_service(rule, to));
@@ -436,7 +469,7 @@ fn links(object: &Object) -> BTreeSet<Link> {
             to.chain(named).chain(labels).chain([Link::Rule(rule_service(rule))]).collect()
         }
         Object::CircuitPolicy(policy) => {
-            targets(&policy.metadata.namespace, &policy.spec.target_refs).map(Link::Policy).collect()
+            policy_services(policy).map(Link::Policy).chain(fallback(policy).map(Link::Fallback)).collect()
         }
         Object::RetryPolicy(policy) => {
             targets(&policy.metadata.namespace, &policy.spec.target_refs).map(Link::Policy).collect()

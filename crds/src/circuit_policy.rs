@@ -53,7 +53,7 @@ pub struct CircuitPolicySpec {
     #[serde(default = "ten_seconds")]
     #[schemars(extend("x-kubernetes-validations" = crate::cel::within(WINDOW)))]
     pub window: Duration,
-    /// Slow replies count as failures of their own kind.
+    /// Slow replies open it by a share of their own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slow_calls: Option<SlowCalls>,
     /// How long the circuit stays open before it lets probes through.
@@ -76,10 +76,10 @@ pub struct CircuitPolicySpec {
     #[serde(default = "default_failures")]
     #[schemars(length(min = 1, max = 32), inner(regex(pattern = crate::validate::conditions::PATTERN)))]
     pub failures: Vec<String>,
-    /// No more than this share of a destination's instances is out at a time.
-    // No default while it is not acted on: what somebody has written must be told from what nobody has.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub max_ejection_percent: Option<Percent>,
+    /// With the scope Instance: no more than this share of the target's instances is out at a time, rounded down, but at least
+    /// one; and of two or more not all, unless it is 100%.
+    #[serde(default = "half")]
+    pub max_ejection_percent: Percent,
     /// Checks of the instances that are made beside the traffic.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_check: Option<HealthCheck>,
@@ -104,11 +104,11 @@ pub enum CircuitScope {
     Destination,
 }
 
-/// Slow replies that count as failures.
+/// Slow replies, which open a circuit by a share of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SlowCalls {
-    /// From how long on a reply is slow.
+    /// From how long on a reply is slow: the time to its head, once the instance has all of the request.
     pub duration: Duration,
     /// The share of slow replies that opens the circuit.
     pub rate_threshold: Percent,

@@ -10,6 +10,8 @@ mod cel;
 pub mod circuit_policy;
 /// What is said of an object.
 pub mod findings;
+/// Circuits that are held by hand.
+pub mod hold;
 /// How names are spelt.
 pub mod names;
 /// A finding as text for people.

@@ -13,6 +13,7 @@ use prometheus_client::registry::Registry;
 
 use super::Admin;
 use crate::admit::breaker::State;
+use crate::clock;
 use crate::record::metrics::{BOUNDS_MICROS, CLASSES, Latency, Series};
 
 /// What `/metrics` answers.
@@ -49,6 +50,7 @@ impl prometheus_client::collector::Collector for Collector {
         self.connections(&mut encoder)?;
         self.retries(&mut encoder)?;
         self.circuits(&mut encoder)?;
+        self.degraded(&mut encoder)?;
         self.link(&mut encoder)
     }
 }
@@ -142,18 +144,32 @@ impl Collector {
 
     fn circuits(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let all = self.0.shared.runtime.circuits();
+        let now = self.0.shared.runtime.millis(clock::now());
         let named: Vec<(String, &str, &str)> =
             all.iter().map(|c| (c.service.to_string(), c.target.as_str(), &*c.settings.name)).collect();
         let help = "State of a circuit: 0 closed, 1 open, 2 half-open.";
         let mut metric = encoder.encode_descriptor("switchyard_circuit_state", help, None, MetricType::Gauge)?;
         for (circuit, (service, target, policy)) in all.iter().zip(&named) {
-            let value = match circuit.breaker.state() {
-                State::Closed => 0,
-                State::Open { .. } => 1,
-                State::HalfOpen { .. } => 2,
+            let value = match (circuit.held(now), circuit.breaker.state()) {
+                (Some(held), _) => i64::from(held.open),
+                (None, State::Closed) => 0,
+                (None, State::Open { .. }) => 1,
+                (None, State::HalfOpen { .. }) => 2,
             };
             let labels: Labels<'_, 3> = [("service", service), ("target", target), ("policy", policy)];
             gauge(&mut metric, &labels, value)?;
+        }
+        let help = "1 while a circuit is held by hand.";
+        let mut metric = encoder.encode_descriptor("switchyard_circuit_held", help, None, MetricType::Gauge)?;
+        for (circuit, (service, target, policy)) in all.iter().zip(&named) {
+            let labels: Labels<'_, 3> = [("service", service), ("target", target), ("policy", policy)];
+            gauge(&mut metric, &labels, i64::from(circuit.held(now).is_some()))?;
+        }
+        let help = "1 while a circuit would be open if not too many others of its set were.";
+        let mut metric = encoder.encode_descriptor("switchyard_circuit_kept_in", help, None, MetricType::Gauge)?;
+        for (circuit, (service, target, policy)) in all.iter().zip(&named) {
+            let labels: Labels<'_, 3> = [("service", service), ("target", target), ("policy", policy)];
+            gauge(&mut metric, &labels, i64::from(circuit.breaker.is_kept_in()))?;
         }
         let help = "Changes of a circuit, by the state it changed to.";
         let name = "switchyard_circuit_transitions";
@@ -163,6 +179,34 @@ impl Collector {
             for (to, count) in ["open", "half-open", "closed"].into_iter().zip(latest.counts) {
                 let labels: Labels<'_, 4> = [("service", service), ("target", target), ("policy", policy), ("to", to)];
                 counter(&mut metric, &labels, count)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What callers got in place of what they asked for, and what is under way of what policies bound.
+    fn degraded(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let services = self.0.shared.runtime.all_services();
+        let help = "Tries at instances that would be out if not too many others of their set were.";
+        let mut metric = encoder.encode_descriptor("switchyard_panic_requests", help, None, MetricType::Counter)?;
+        for service in services.iter().filter(|service| service.retries.panics() > 0) {
+            counter(&mut metric, &[("service", service.label.as_str())], service.retries.panics())?;
+        }
+        let help = "Requests that something else stood in for, since a circuit was open.";
+        let mut metric = encoder.encode_descriptor("switchyard_fallbacks", help, None, MetricType::Counter)?;
+        for service in &services {
+            for (to, count) in service.retries.fallbacks().into_iter().filter(|(_, count)| *count > 0) {
+                counter(&mut metric, &[("service", service.label.as_str()), ("to", to)], count)?;
+            }
+        }
+        let help = "What is under way of what a policy bounds.";
+        let mut metric = encoder.encode_descriptor("switchyard_in_use", help, None, MetricType::Gauge)?;
+        for (service, target, in_use) in self.0.shared.runtime.all_in_use() {
+            let (service, counts) = (service.to_string(), in_use.counts());
+            let of = [("connections", counts.connections), ("pending", counts.pending), ("requests", counts.requests)];
+            for (what, count) in of {
+                let labels: Labels<'_, 3> = [("service", &service), ("target", &target), ("of", what)];
+                gauge(&mut metric, &labels, i64::from(count))?;
             }
         }
         Ok(())

@@ -1,16 +1,19 @@
-//! A sliding window: how many requests there were lately, and how many of them failed.
+//! A sliding window: how many requests there were lately, how many of them failed, and how many were slow.
 //!
 //! The window's length is cut into [`BUCKETS`] equal buckets, counted from an origin. What is older than the ten newest
 //! buckets no longer counts, so the window holds between nine and ten tenths of its length.
 //!
 //! Every worker has a shard of its own and is its only writer: recording is a load and a store of one word that no other
-//! core writes. Readers add up the shards; they see each bucket whole, for it is one word.
+//! core writes. Readers add up the shards; they see each bucket whole, for it is one word. Slow replies have shards of their own,
+//! made when there is the first one: most circuits never need them.
 //!
-//! Invariants: nothing recorded before [`Window::reset`] counts after it; `failed` is never above `total`
+//! Invariants: nothing recorded before [`Window::reset`] counts after it; `failed` and `slow` are never above `total`
 //! (`the_window_counts_what_a_plain_list_counts`).
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::OnceLock;
+
+use super::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// How many buckets a window counts.
 pub const BUCKETS: u64 = 10;
@@ -60,6 +63,8 @@ pub struct Counts {
     pub total: u64,
     /// Those of them that failed.
     pub failed: u64,
+    /// Those of them that took long, whether they failed or not.
+    pub slow: u64,
 }
 
 /// The sliding window; see the module.
@@ -68,6 +73,8 @@ pub struct Window {
     /// Time from which buckets are counted, and the number of the first.
     origin: AtomicU64,
     shards: Box<[Shard]>,
+    /// The same buckets, of slow replies; each bucket's `failed` is how many.
+    slow: OnceLock<Box<[Shard]>>,
 }
 
 /// One worker's buckets, apart from those of the others by cache lines.
@@ -78,31 +85,38 @@ struct Shard([AtomicU64; SLOTS]);
 impl Window {
     /// An empty window for so many workers (at least one).
     pub fn new(workers: usize) -> Self {
-        Self { origin: AtomicU64::new(0), shards: (0..workers.max(1)).map(|_| Shard::default()).collect() }
+        Self { origin: AtomicU64::new(0), shards: shards(workers.max(1)), slow: OnceLock::new() }
     }
 
     /// Counts a request of `worker`, whose shard nobody else writes meanwhile. `length_ms` is the window's length; a length
     /// that differs from the last one makes the window start afresh, more or less.
-    pub fn record(&self, worker: usize, now: Millis, length_ms: u64, failed: bool) {
+    pub fn record(&self, worker: usize, now: Millis, length_ms: u64, failed: bool, slow: bool) {
         let number = self.number(now, length_ms);
-        let Some(slot) = self.shards.get(worker % self.shards.len()).and_then(|shard| shard.slot(number)) else {
-            return;
-        };
-        let bucket = Bucket::unpack(slot.load(Relaxed));
-        let bucket = if bucket.number == number { bucket } else { Bucket { number, ..Bucket::default() } };
+        let worker = worker % self.shards.len();
+        let Some(slot) = self.shards.get(worker).and_then(|shard| shard.slot(number)) else { return };
+        let bucket = Bucket::unpack(slot.load(Relaxed)).at(number);
         slot.store(bucket.with(failed).pack(), Relaxed);
+        if slow || (bucket.is_full() && self.slow.get().is_some()) {
+            let slow_shards = self.slow.get_or_init(|| shards(self.shards.len()));
+            let Some(slot) = slow_shards.get(worker).and_then(|shard| shard.slot(number)) else { return };
+            let halve = u32::from(bucket.is_full());
+            let of_slow = Bucket::unpack(slot.load(Relaxed)).at(number);
+            let failed = (of_slow.failed >> halve) + u64::from(slow);
+            slot.store(Bucket { failed, ..of_slow }.pack(), Relaxed);
+        }
     }
 
     /// What all workers recorded in the window that ends at `now`.
     pub fn counts(&self, now: Millis, length_ms: u64) -> Counts {
         let newest = self.number(now, length_ms);
         let mut counts = Counts::default();
-        for slot in self.shards.iter().flat_map(|shard| &shard.0) {
-            let bucket = Bucket::unpack(slot.load(Relaxed));
-            if newest.wrapping_sub(bucket.number) & NUMBER_MASK < BUCKETS {
-                counts.total += bucket.total;
-                counts.failed += bucket.failed;
-            }
+        for bucket in lately(&self.shards, newest) {
+            counts.total += bucket.total;
+            counts.failed += bucket.failed;
+        }
+        if let Some(slow) = self.slow.get() {
+            // Two words, which may be read in the middle of a change.
+            counts.slow = lately(slow, newest).map(|bucket| bucket.failed).sum::<u64>().min(counts.total);
         }
         counts
     }
@@ -121,6 +135,16 @@ impl Window {
     }
 }
 
+fn shards(workers: usize) -> Box<[Shard]> {
+    (0..workers).map(|_| Shard::default()).collect()
+}
+
+/// The buckets that count, where `newest` is the newest one's number.
+fn lately(shards: &[Shard], newest: u64) -> impl Iterator<Item = Bucket> {
+    let all = shards.iter().flat_map(|shard| &shard.0).map(|slot| Bucket::unpack(slot.load(Relaxed)));
+    all.filter(move |bucket| newest.wrapping_sub(bucket.number) & NUMBER_MASK < BUCKETS)
+}
+
 impl Shard {
     fn slot(&self, number: u64) -> Option<&AtomicU64> {
         self.0.get(usize::try_from(number).ok()? % SLOTS)
@@ -136,8 +160,17 @@ struct Bucket {
 }
 
 impl Bucket {
+    /// The bucket of that number: this one, or one that is empty.
+    fn at(self, number: u64) -> Self {
+        if self.number == number { self } else { Self { number, ..Self::default() } }
+    }
+
+    fn is_full(self) -> bool {
+        self.total >= COUNT_MASK
+    }
+
     fn with(self, failed: bool) -> Self {
-        let halve = u32::from(self.total >= COUNT_MASK);
+        let halve = u32::from(self.is_full());
         Self {
             number: self.number,
             total: (self.total >> halve) + 1,
@@ -166,16 +199,17 @@ mod tests {
     #[derive(Default)]
     struct Plain {
         origin: u64,
-        events: Vec<(u64, bool)>,
+        events: Vec<(u64, bool, bool)>,
     }
 
     impl Plain {
         fn counts(&self, now: u64, length_ms: u64) -> Counts {
             let bucket = |time: u64| (time - self.origin) / (length_ms / 10);
-            let lately = self.events.iter().filter(|(time, _)| bucket(*time) + 10 > bucket(now));
-            lately.fold(Counts::default(), |counts, (_, failed)| Counts {
+            let lately = self.events.iter().filter(|(time, ..)| bucket(*time) + 10 > bucket(now));
+            lately.fold(Counts::default(), |counts, (_, failed, slow)| Counts {
                 total: counts.total + 1,
                 failed: counts.failed + u64::from(*failed),
+                slow: counts.slow + u64::from(*slow),
             })
         }
     }
@@ -183,14 +217,15 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Step {
         Wait(u64),
-        Record { worker: usize, failed: bool },
+        Record { worker: usize, failed: bool, slow: bool },
         Reset,
     }
 
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
             3 => prop_oneof![0..300u64, 0..20_000u64].prop_map(Step::Wait),
-            8 => (0..3usize, any::<bool>()).prop_map(|(worker, failed)| Step::Record { worker, failed }),
+            8 => (0..3usize, any::<bool>(), any::<bool>())
+                .prop_map(|(worker, failed, slow)| Step::Record { worker, failed, slow }),
             1 => Just(Step::Reset),
         ]
     }
@@ -208,9 +243,9 @@ mod tests {
             for step in steps {
                 match step {
                     Step::Wait(milliseconds) => now += milliseconds,
-                    Step::Record { worker, failed } => {
-                        window.record(worker, Millis(now), length_ms, failed);
-                        plain.events.push((now, failed));
+                    Step::Record { worker, failed, slow } => {
+                        window.record(worker, Millis(now), length_ms, failed, slow);
+                        plain.events.push((now, failed, slow));
                     }
                     Step::Reset => {
                         window.reset(Millis(now), length_ms);
@@ -235,8 +270,8 @@ mod tests {
         let window = Window::new(1);
         let wrap = (1u64 << NUMBER_BITS) * 100;
         for tenth in 0..10 {
-            window.record(0, Millis(wrap - 500 + tenth * 100), 1000, tenth % 2 == 0);
+            window.record(0, Millis(wrap - 500 + tenth * 100), 1000, tenth % 2 == 0, tenth % 5 == 0);
         }
-        assert_eq!(window.counts(Millis(wrap + 400), 1000), Counts { total: 10, failed: 5 });
+        assert_eq!(window.counts(Millis(wrap + 400), 1000), Counts { total: 10, failed: 5, slow: 2 });
     }
 }

@@ -205,7 +205,7 @@ async fn send(
     let until = tokio::time::Instant::from_std(clock::now() + LIMIT);
     // Nobody hears of interim replies to a copy.
     let request = interim::listen(request, None, false);
-    let sent = forward::send(caller, instance, request, version, false, Connection::Kept);
+    let sent = forward::send(caller, instance, request, version, false, Connection::Kept, worker.index);
     let Ok(Ok((response, lease))) = tokio::time::timeout_at(until, sent).await else {
         return metrics::Copied::Failed;
     };

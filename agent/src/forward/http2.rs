@@ -4,7 +4,6 @@
 //! a try that is given up resets its stream.
 
 use std::future::poll_fn;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::ready;
 
@@ -35,13 +34,14 @@ pub(super) async fn send(
     request: Request<RequestBody>,
     listener: Listener,
     kept: bool,
+    worker: usize,
 ) -> Result<(Response<Incoming>, Lease), Failure> {
     let id = instance.load.id;
     // Those that take no more requests are not in the pool, and nothing can happen to it before the request is on it.
     let (mut connection, kept) = match kept.then(|| caller.pool.http2(id)).flatten() {
         Some(connection) => (connection, true),
         None => {
-            let connection = Box::pin(connect(instance.address, caller.source)).await?;
+            let connection = Box::pin(connect(instance, caller.source, worker)).await?;
             caller.pool.keep_http2(id, connection.clone());
             (connection, false)
         }
@@ -92,8 +92,8 @@ async fn ask(
     Ok(Response::from_parts(head, Incoming::Http2(body)))
 }
 
-async fn connect(address: SocketAddr, source: Option<Source>) -> Result<Http2, Outcome> {
-    let io = super::connect(address, source).await?;
+async fn connect(instance: &Instance, source: Option<Source>, worker: usize) -> Result<Http2, Outcome> {
+    let (io, slot) = super::connect_within(instance, source, worker).await?;
     let (sender, connection) = client::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -106,6 +106,9 @@ async fn connect(address: SocketAddr, source: Option<Source>) -> Result<Http2, O
         .await
         .map_err(|_| Outcome::ConnectFailure)?;
     // How it ends is seen by its streams.
-    tokio::task::spawn_local(async move { drop(connection.await) });
+    tokio::task::spawn_local(async move {
+        drop(connection.await);
+        drop(slot);
+    });
     Ok(Http2::new(sender))
 }

@@ -210,6 +210,30 @@ pub struct Retries {
 struct RetryShard {
     outcomes: [[Cell; RETRY_OUTCOMES.len()]; RETRY_REASONS.len()],
     refusals: [Cell; Reason::ALL.len()],
+    fallbacks: [Cell; Fallback::ALL.len()],
+    panics: Cell,
+}
+
+/// What stood in for a destination whose circuit was open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fallback {
+    /// Another destination.
+    Destination,
+    /// A fixed reply.
+    Response,
+}
+
+impl Fallback {
+    /// Both, in the order of the counters.
+    pub const ALL: [Self; 2] = [Self::Destination, Self::Response];
+
+    /// The word for it in metrics.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Destination => "destination",
+            Self::Response => "response",
+        }
+    }
 }
 
 impl Retries {
@@ -230,6 +254,27 @@ impl Retries {
     /// Counts a request that the agent answered itself.
     pub fn refuse(&self, worker: usize, reason: Reason) {
         self.shards[worker].refusals[reason as usize].add(1);
+    }
+
+    /// Counts a request that something else stood in for.
+    pub fn fell_back(&self, worker: usize, to: Fallback) {
+        self.shards[worker].fallbacks[to as usize].add(1);
+    }
+
+    /// Counts a try at an instance that would be out if not too many others were.
+    pub fn panicked(&self, worker: usize) {
+        self.shards[worker].panics.add(1);
+    }
+
+    /// What stood in, and how often.
+    pub fn fallbacks(&self) -> [(&'static str, u64); Fallback::ALL.len()] {
+        let count = |to: Fallback| self.shards.iter().map(|s| s.fallbacks[to as usize].get()).sum();
+        Fallback::ALL.map(|to| (to.word(), count(to)))
+    }
+
+    /// Tries at instances that would be out if not too many others were.
+    pub fn panics(&self) -> u64 {
+        self.shards.iter().map(|s| s.panics.get()).sum()
     }
 
     /// All that is not zero: reason, outcome, count.

@@ -48,7 +48,7 @@ impl Budget {
 
     /// Counts a request (not its retries) of `worker`, which is the calling worker's number.
     pub fn deposit(&self, worker: usize, now: Millis) {
-        self.deposits.record(worker, now, self.limits.window_ms, false);
+        self.deposits.record(worker, now, self.limits.window_ms, false, false);
     }
 
     /// Takes one retry out of the budget; false if there is none left. Never given back.

@@ -106,7 +106,8 @@ where
             return Poll::Ready(trailers.map(|t| Ok(Frame::trailers(t))));
         }
         let polled = Pin::new(&mut kept.source).poll_frame(cx);
-        kept.coming.set(Coming::after(&polled));
+        let ended = kept.source.is_end_stream();
+        kept.coming.set(Coming::after(&polled, ended));
         match std::task::ready!(polled) {
             None => kept.ended = true,
             Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),

@@ -1,8 +1,10 @@
 //! How a Service is put together from its resources: rules compiled, destinations resolved to instances, policies and
 //! counters looked up.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use switchyard_proto::v1;
@@ -10,10 +12,11 @@ use switchyard_proto::v1;
 use super::destination::{Circuit, Destination, Instance, PortInstances};
 use super::policy::{CircuitSettings, RetrySettings, budget_limits, limit};
 use super::{Filters, Port, Rule, Service, ServiceKey, Shares, resource_key};
+use crate::admit::ejections::Ejections;
 use crate::matching::{Entry, Index};
 use crate::record::metrics::Series;
 use crate::resources::Resources;
-use crate::runtime::Runtime;
+use crate::runtime::{Member, Runtime};
 use crate::sticky::Stickiness;
 
 /// The versions of all that a Service's table entry is made of. The same fingerprint means the same entry.
@@ -24,6 +27,11 @@ pub(super) fn fingerprint(resources: &Resources, key: &ServiceKey) -> Vec<String
         let filters = routes.rules.iter().flat_map(|r| &r.filters).chain(destinations.clone().flat_map(|d| &d.filters));
         mentioned.extend(destinations.chain(filters.filter_map(mirrored)).map(destination_key));
     }
+    let fallbacks = mentioned.iter().filter_map(|service| resources.routes(&resource_key(v1::Kind::Routes, service)));
+    let fallbacks = fallbacks.flat_map(|routes| &routes.circuits);
+    let fallbacks = fallbacks.filter_map(|policy| policy.fallback.as_ref()?.destination.as_ref());
+    let fallbacks: Vec<ServiceKey> = fallbacks.map(destination_key).collect();
+    mentioned.extend(fallbacks);
     let versions = mentioned.iter().flat_map(|service| {
         [v1::Kind::Routes, v1::Kind::Instances].map(|kind| resources.version(&resource_key(kind, service)).to_owned())
     });
@@ -42,7 +50,8 @@ pub(super) fn service(resources: &Resources, key: &ServiceKey, fingerprint: Vec<
         .iter()
         .filter_map(|p| Some(Port { number: u16::try_from(p.port).ok()?, protocol: p.protocol() }))
         .collect();
-    let mut builder = Builder { resources, runtime, key, ports: &ports, routes, retries: Vec::new() };
+    let mut builder =
+        Builder { resources, runtime, key, ports: &ports, routes, retries: Vec::new(), policies: RefCell::default() };
     builder.retries = routes.retries.iter().map(|policy| builder.retry(policy)).collect();
     // An entry that does not compile was turned down when it came in, so none is lost here.
     let entries: Vec<Entry> = routes.matches.iter().filter_map(|entry| Entry::compile(entry).ok()).collect();
@@ -90,6 +99,8 @@ struct Builder<'a> {
     routes: &'a v1::ServiceRoutes,
     /// The retry policies attached to the Service, in the order of `routes`.
     retries: Vec<Arc<RetrySettings>>,
+    /// The circuit policies of the Services that requests go to, as they are found.
+    policies: RefCell<BTreeMap<ServiceKey, Rc<Policies>>>,
 }
 
 impl Builder<'_> {
@@ -100,8 +111,9 @@ impl Builder<'_> {
 
     fn rule(&self, wire: &v1::Rule) -> Rule {
         let named = wire.retry.as_ref().map(|retry| self.retry(retry));
-        let destinations: Vec<Destination> =
+        let mut destinations: Vec<Destination> =
             wire.destinations.iter().map(|d| self.destination(wire, d, named.as_ref())).collect();
+        self.add_fallbacks(wire, &mut destinations, named.as_ref());
         let shares =
             (0..self.ports.len()).map(|port| shares(&destinations, port, wire.fail_when_unavailable)).collect();
         Rule {
@@ -135,11 +147,8 @@ impl Builder<'_> {
         let attached = self.routes.retries.iter().zip(&self.retries);
         let attached =
             attached.filter(|(policy, _)| covers(policy.target.as_ref(), selector)).map(|(_, settings)| settings);
-        let routes = self.resources.routes(&resource_key(v1::Kind::Routes, &target));
-        let circuits: Vec<(&v1::CircuitPolicy, Arc<CircuitSettings>)> = routes
-            .map(|r| r.circuits.iter().map(|policy| (policy, Arc::new(CircuitSettings::from(policy)))).collect())
-            .unwrap_or_default();
-        let ports = self.ports.iter().map(|port| self.instances(&rule.name, wire, *port, &circuits, named)).collect();
+        let policies = self.policies(&target);
+        let ports = self.ports.iter().map(|port| self.instances(&rule.name, wire, *port, &policies, named)).collect();
         Destination {
             version: selector.version.as_str().into(),
             weight: wire.weight,
@@ -148,7 +157,83 @@ impl Builder<'_> {
             filters: self.filters(rule, &wire.filters),
             series: self.series(&rule.name, &label, &selector.version),
             service: label,
+            fallback: None,
+            is_fallback: false,
         }
+    }
+
+    /// Puts the destinations that others fall back to behind those, where nothing draws them. Theirs are not followed.
+    fn add_fallbacks(&self, rule: &v1::Rule, destinations: &mut Vec<Destination>, named: Option<&Arc<RetrySettings>>) {
+        let drawn = destinations.len();
+        let mut added: Vec<v1::Destination> = Vec::new();
+        for position in 0..drawn {
+            let instances = destinations[position].ports.iter().flat_map(|port| &port.ready);
+            let mut circuits = instances.filter_map(|instance| instance.circuit.as_ref());
+            let Some(wanted) = circuits.find_map(|circuit| circuit.settings.fallback.clone()) else { continue };
+            let at = added.iter().position(|known| *known == wanted).unwrap_or_else(|| {
+                let built = self.destination(rule, &v1::Destination { weight: 0, ..wanted.clone() }, named);
+                destinations.push(Destination { is_fallback: true, ..built });
+                added.push(wanted);
+                added.len() - 1
+            });
+            destinations[position].fallback = Some(drawn + at);
+        }
+    }
+
+    /// The circuit policies for a Service's instances.
+    fn policies(&self, target: &ServiceKey) -> Rc<Policies> {
+        if let Some(known) = self.policies.borrow().get(target) {
+            return Rc::clone(known);
+        }
+        let routes = self.resources.routes(&resource_key(v1::Kind::Routes, target));
+        let policies = routes.map_or(&[][..], |routes| &routes.circuits);
+        let all = policies.iter().map(|policy| Policy {
+            target: policy.target.clone(),
+            name: describe(&v1::Selector::default(), policy.target.as_ref()).into(),
+            settings: Arc::new(CircuitSettings::from(policy)),
+        });
+        let mut policies = Policies { all: all.collect(), ejections: HashMap::new() };
+        policies.ejections = self.ejections(target, &policies);
+        let policies = Rc::new(policies);
+        self.policies.borrow_mut().insert(target.clone(), Rc::clone(&policies));
+        policies
+    }
+
+    /// The set of circuits that each instance's is one of, by its address: those of one target of a policy on one port, of which only some
+    /// may be out. A port by which the same addresses serve as by an earlier one makes no other set.
+    fn ejections(&self, target: &ServiceKey, policies: &Policies) -> HashMap<SocketAddr, Arc<Ejections>> {
+        let (declared, instances) = self.of_service(target);
+        let mut sets: BTreeMap<(usize, u32), BTreeMap<SocketAddr, Member>> = BTreeMap::new();
+        let mut seen = BTreeSet::new();
+        for port in declared {
+            for instance in instances.iter().filter(|i| is_ready(i)) {
+                let policy = policies.position(instance);
+                let Some((at, address)) = policy.zip(address_of(instance, port.port)) else { continue };
+                let settings = &policies.all[at].settings;
+                if !settings.whole_destination && seen.insert(address) {
+                    let name = address.to_string();
+                    let breaker = self.runtime.breaker(target, &name, settings);
+                    sets.entry((at, port.port)).or_default().insert(address, (name, breaker, Arc::clone(settings)));
+                }
+            }
+        }
+        let mut of_address = HashMap::new();
+        for ((at, port), members) in sets {
+            let policy = &policies.all[at];
+            let name = format!("{} {} {port}", policy.settings.name, policy.name);
+            let addresses: Vec<SocketAddr> = members.keys().copied().collect();
+            let members: Vec<Member> = members.into_values().collect();
+            let ejections = self.runtime.ejections(target, &name, &members, policy.settings.max_ejection_ppm);
+            of_address.extend(addresses.into_iter().map(|address| (address, Arc::clone(&ejections))));
+        }
+        of_address
+    }
+
+    /// A Service's ports and instances.
+    fn of_service(&self, service: &ServiceKey) -> (&[v1::ServicePort], &[v1::Instance]) {
+        let routes = self.resources.routes(&resource_key(v1::Kind::Routes, service));
+        let instances = self.resources.instances(&resource_key(v1::Kind::Instances, service));
+        (routes.map_or(&[], |routes| &routes.ports), instances.map_or(&[], |of| &of.instances))
     }
 
     fn instances(
@@ -156,33 +241,29 @@ impl Builder<'_> {
         rule: &str,
         wire: &v1::Destination,
         asked: Port,
-        circuits: &[(&v1::CircuitPolicy, Arc<CircuitSettings>)],
+        policies: &Policies,
         named: Option<&Arc<RetrySettings>>,
     ) -> PortInstances {
         let target = &destination_key(wire);
         let nothing = v1::Selector::default();
         let selector = wire.selector.as_ref().unwrap_or(&nothing);
-        let Some(instances) = self.resources.instances(&resource_key(v1::Kind::Instances, target)) else {
-            return PortInstances::default();
-        };
-        let declared = self.resources.routes(&resource_key(v1::Kind::Routes, target)).map_or(&[][..], |r| &r.ports);
+        let (declared, instances) = self.of_service(target);
         // The port that the rule names; else the one that the request came for; else the Service's first.
         let wanted = if wire.port != 0 { wire.port } else { u32::from(asked.number) };
         let port = declared.iter().find(|p| p.port == wanted).or(declared.first());
         let Some(port) = port else { return PortInstances::default() };
         let ready = instances
-            .instances
             .iter()
-            .filter(|i| i.ready && !i.terminating && selects(selector, i))
+            .filter(|i| is_ready(i) && selects(selector, i))
             .filter_map(|instance| {
-                let ip: IpAddr = instance.address.parse().ok()?;
-                let number = instance.ports.iter().find(|p| p.service_port == port.port)?.port;
-                let address = SocketAddr::new(ip, u16::try_from(number).ok()?);
+                let address = address_of(instance, port.port)?;
                 // The most specific policy comes first, and holds for the instances that its target means.
-                let circuit = circuits.iter().find(|(policy, _)| is_target(policy.target.as_ref(), instance));
-                let circuit = circuit.map(|(policy, settings)| match settings.whole_destination {
-                    true => self.circuit(target, &describe(selector, policy.target.as_ref()), settings),
-                    false => self.circuit(target, &address.to_string(), settings),
+                let policy = policies.position(instance).map(|at| &policies.all[at]);
+                let circuit = policy.map(|policy| match policy.settings.whole_destination {
+                    true => self.circuit(target, &describe(selector, policy.target.as_ref()), policy, None),
+                    false => {
+                        self.circuit(target, &address.to_string(), policy, policies.ejections.get(&address).cloned())
+                    }
                 });
                 let attached = self.routes.retries.iter().zip(&self.retries);
                 let attached = attached.filter(|(policy, _)| is_target(policy.target.as_ref(), instance));
@@ -202,14 +283,56 @@ impl Builder<'_> {
         PortInstances { ready }
     }
 
-    fn circuit(&self, service: &ServiceKey, target: &str, settings: &Arc<CircuitSettings>) -> Circuit {
+    fn circuit(
+        &self,
+        service: &ServiceKey,
+        target: &str,
+        policy: &Policy,
+        ejections: Option<Arc<Ejections>>,
+    ) -> Circuit {
+        let settings = &policy.settings;
         Circuit {
             breaker: self.runtime.breaker(service, target, settings),
-            settings: Arc::clone(settings),
             target: target.into(),
             service: service.to_string().into(),
+            ejections,
+            in_use: settings.limits.map(|_| self.runtime.in_use(service, &policy.name)),
+            held: self.runtime.held(settings),
+            settings: Arc::clone(settings),
         }
     }
+}
+
+/// The circuit policies for a Service's instances, the most specific target first.
+struct Policies {
+    all: Vec<Policy>,
+    /// Of which set each instance's circuit is one.
+    ejections: HashMap<SocketAddr, Arc<Ejections>>,
+}
+
+struct Policy {
+    target: Option<v1::Selector>,
+    /// The target, for people: which instances of the Service it means.
+    name: Arc<str>,
+    settings: Arc<CircuitSettings>,
+}
+
+impl Policies {
+    /// The one that holds for an instance.
+    fn position(&self, instance: &v1::Instance) -> Option<usize> {
+        self.all.iter().position(|policy| is_target(policy.target.as_ref(), instance))
+    }
+}
+
+fn is_ready(instance: &v1::Instance) -> bool {
+    instance.ready && !instance.terminating
+}
+
+/// Where an instance serves a port of its Service.
+fn address_of(instance: &v1::Instance, service_port: u32) -> Option<SocketAddr> {
+    let ip: IpAddr = instance.address.parse().ok()?;
+    let number = instance.ports.iter().find(|p| p.service_port == service_port)?.port;
+    Some(SocketAddr::new(ip, u16::try_from(number).ok()?))
 }
 
 /// The shares of a rule's destinations on one port. One with no ready instance cannot be drawn, unless its share is to fail.

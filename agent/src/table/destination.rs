@@ -6,8 +6,11 @@ use std::sync::Arc;
 use switchyard_proto::v1;
 
 use super::Filters;
-use super::policy::{CircuitSettings, RetrySettings};
+use super::policy::{CircuitSettings, Held, RetrySettings};
 use crate::admit::breaker::Breaker;
+use crate::admit::ejections::Ejections;
+use crate::admit::limits::{Bound, InUse, Slot};
+use crate::admit::window::Millis;
 use crate::record::metrics::Series;
 use crate::runtime::Load;
 
@@ -28,6 +31,10 @@ pub struct Destination {
     pub filters: Option<Box<Filters>>,
     /// Where requests are counted that none of its instances could take.
     pub series: Arc<Series>,
+    /// The destination of the rule, by its position, that takes the requests while no circuit here lets them pass.
+    pub fallback: Option<usize>,
+    /// It is one that others fall back to, and is not drawn.
+    pub is_fallback: bool,
 }
 
 impl Destination {
@@ -77,4 +84,28 @@ pub struct Circuit {
     pub target: Arc<str>,
     /// `namespace/name` of the Service.
     pub service: Arc<str>,
+    /// The set that it is one of, of which only some may be out; none with the scope `Destination`.
+    pub ejections: Option<Arc<Ejections>>,
+    /// What is under way, where the policy has bounds.
+    pub in_use: Option<Arc<InUse>>,
+    /// How it is held by hand, and until when.
+    pub held: Option<Held>,
+}
+
+impl Circuit {
+    /// How it is held by hand now.
+    pub fn held(&self, now: Millis) -> Option<Held> {
+        self.held.and_then(|held| held.at(now))
+    }
+
+    /// Takes one more of what the policy bounds; nothing, where it bounds nothing.
+    ///
+    /// # Errors
+    /// The bound that is reached.
+    pub fn take(&self, bound: Bound, worker: usize) -> Result<Option<Slot>, Bound> {
+        match (&self.in_use, self.settings.limits) {
+            (Some(in_use), Some(limits)) => in_use.take(bound, limits, worker).map(Some),
+            _ => Ok(None),
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! The policies as the data path uses them: plain numbers, and sets of outcomes that can be asked.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,6 +8,9 @@ use http::Method;
 use switchyard_proto::v1;
 
 use crate::admit::breaker;
+use crate::admit::limits;
+use crate::admit::window::Millis;
+use crate::refusal::Canned;
 use crate::retry::backoff::{Backoff, Strategy};
 use crate::retry::budget::{Budget, Limits};
 
@@ -34,6 +38,8 @@ pub enum Outcome {
     CallersBody,
     /// It took longer than the caller waits, and no other limit is over: nor does this.
     CallersLimit,
+    /// It was not sent: there are as many connections, or requests that wait for one, as there may be. Nor does this.
+    Overloaded(limits::Bound),
 }
 
 impl Outcome {
@@ -43,8 +49,8 @@ impl Outcome {
     }
 
     /// Whether it says nothing about the instance.
-    pub fn is_callers(self) -> bool {
-        matches!(self, Self::CallersFault | Self::CallersBody | Self::CallersLimit)
+    pub fn says_nothing(self) -> bool {
+        matches!(self, Self::CallersFault | Self::CallersBody | Self::CallersLimit | Self::Overloaded(_))
     }
 
     /// Whether the instance is at fault, whatever policies say.
@@ -52,7 +58,7 @@ impl Outcome {
         match self {
             Self::Reply { status, grpc } => status >= 500 || grpc.is_some_and(is_grpc_server_error),
             Self::ConnectFailure | Self::RefusedStream | Self::Reset | Self::Timeout => true,
-            Self::CallersFault | Self::CallersBody | Self::CallersLimit => false,
+            Self::CallersFault | Self::CallersBody | Self::CallersLimit | Self::Overloaded(_) => false,
         }
     }
 
@@ -67,6 +73,7 @@ impl Outcome {
             Self::Reset => "reset",
             Self::Timeout => "timeout",
             Self::CallersFault | Self::CallersBody | Self::CallersLimit => "caller",
+            Self::Overloaded(_) => "overloaded",
         }
     }
 }
@@ -106,7 +113,7 @@ impl Conditions {
             Outcome::RefusedStream => self.refused_stream || self.reset,
             Outcome::Reset => self.reset,
             Outcome::Timeout => self.timeout,
-            Outcome::CallersFault | Outcome::CallersBody | Outcome::CallersLimit => false,
+            Outcome::CallersFault | Outcome::CallersBody | Outcome::CallersLimit | Outcome::Overloaded(_) => false,
         }
     }
 }
@@ -126,7 +133,7 @@ impl From<&v1::Conditions> for Conditions {
 }
 
 /// A CircuitPolicy as the data path uses it.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 pub struct CircuitSettings {
     /// `namespace/name` of the policy.
     pub name: Arc<str>,
@@ -136,6 +143,60 @@ pub struct CircuitSettings {
     pub breaker: breaker::Settings,
     /// What counts as a failure.
     pub failures: Conditions,
+    /// From how long on a reply is slow.
+    pub slow_after: Option<Duration>,
+    /// Which share of the instances of the policy's target may be out at a time, in parts per million.
+    pub max_ejection_ppm: u32,
+    /// Bounds on what is under way.
+    pub limits: Option<limits::Limits>,
+    /// It is held by hand.
+    pub hold: Option<Hold>,
+    /// Where requests go while the circuit is open.
+    pub fallback: Option<v1::Destination>,
+    /// What is answered while the circuit is open, where that is no plain 503.
+    pub reply: Option<Arc<Canned>>,
+}
+
+/// How a policy's circuits are held by hand.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hold {
+    /// Open, else closed.
+    pub open: bool,
+    /// In milliseconds since 1970; `None`: until somebody lets go.
+    pub until_unix_ms: Option<i64>,
+    /// Who holds them and why.
+    pub note: Arc<str>,
+}
+
+/// The same in the time that circuits count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// Open, else closed.
+    pub open: bool,
+    /// They are let go by themselves then.
+    pub until: Option<Millis>,
+}
+
+impl fmt::Display for Hold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "held {} by hand", if self.open { "open" } else { "closed" })?;
+        if self.note.is_empty() { Ok(()) } else { write!(f, ": {}", self.note) }
+    }
+}
+
+impl Hold {
+    /// From the time that circuits count and the wall clock's, both now.
+    pub fn held(&self, now: Millis, unix_ms: i64) -> Held {
+        let left = |until: i64| u64::try_from(until.saturating_sub(unix_ms)).unwrap_or(0);
+        Held { open: self.open, until: self.until_unix_ms.map(|until| now.plus(left(until))) }
+    }
+}
+
+impl Held {
+    /// It holds now; what has run out holds no more.
+    pub fn at(self, now: Millis) -> Option<Self> {
+        self.until.is_none_or(|until| now < until).then_some(self)
+    }
 }
 
 impl From<&v1::CircuitPolicy> for CircuitSettings {
@@ -154,8 +215,23 @@ impl From<&v1::CircuitPolicy> for CircuitSettings {
                 jitter_ppm: wire.backoff_jitter_ppm,
                 success_threshold: wire.success_threshold.clamp(1, 100),
                 half_open_requests: wire.half_open_requests.clamp(1, 100),
+                slow_rate_ppm: wire.slow_calls.map(|slow| slow.rate_threshold_ppm),
             },
             failures: wire.failures.as_ref().map(Conditions::from).unwrap_or_default(),
+            slow_after: wire.slow_calls.map(|slow| Duration::from_millis(slow.duration_ms)),
+            max_ejection_ppm: wire.max_ejection_ppm.unwrap_or(1_000_000),
+            limits: wire.limits.map(|limits| limits::Limits {
+                connections: limits.max_connections,
+                pending: limits.max_pending_requests,
+                requests: limits.max_requests,
+            }),
+            hold: wire.hold.as_ref().map(|hold| Hold {
+                open: hold.open,
+                until_unix_ms: hold.until_unix_ms,
+                note: hold.note.as_str().into(),
+            }),
+            fallback: wire.fallback.as_ref().and_then(|fallback| fallback.destination.clone()),
+            reply: wire.fallback.as_ref().and_then(|f| f.reply.as_ref()).map(|reply| Arc::new(Canned::from(reply))),
         }
     }
 }

@@ -6,8 +6,10 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use switchyard_crds::circuit_policy::CircuitScope;
+use switchyard_crds::circuit_policy::{CircuitScope, Fallback};
+use switchyard_crds::hold::Hold;
 use switchyard_crds::retry_policy::Strategy;
+use switchyard_crds::route_rule::HeaderValue;
 use switchyard_crds::target::TargetRef;
 use switchyard_crds::validate::conditions::Conditions;
 use switchyard_crds::values::Duration;
@@ -17,8 +19,8 @@ use switchyard_proto::v1;
 use crate::compile::destinations::{Present, selector};
 use crate::compile::order::Age;
 use crate::compile::{name_of, qualified, warning};
-use crate::object::Service;
-use crate::world::World;
+use crate::object::{Service, ServiceKey};
+use crate::world::{World, fallback_service};
 
 /// The circuit policies of a Service, the most specific target first.
 pub fn circuits(
@@ -30,6 +32,9 @@ pub fn circuits(
     let claims = world
         .circuit_policies_of(&service.key())
         .flat_map(|policy| claims(policy, Age::of(&policy.metadata), &policy.spec.target_refs, service));
+    for policy in world.circuit_policies_of(&service.key()) {
+        check_fallback(world, policy, present, findings);
+    }
     let held = attach(claims.collect(), service, present, findings);
     held.into_iter().map(|claim| circuit(claim.policy, target(&claim))).collect()
 }
@@ -127,6 +132,55 @@ fn circuit(policy: &CircuitPolicy, target: v1::Selector) -> v1::CircuitPolicy {
         success_threshold: count(spec.success_threshold),
         half_open_requests: count(spec.half_open_requests),
         failures: Some(conditions(&spec.failures)),
+        slow_calls: spec.slow_calls.map(|slow| v1::SlowCalls {
+            duration_ms: slow.duration.as_millis(),
+            rate_threshold_ppm: slow.rate_threshold.ppm(),
+        }),
+        max_ejection_ppm: Some(spec.max_ejection_percent.ppm()),
+        limits: spec.limits.map(|limits| v1::Limits {
+            max_connections: count(limits.max_connections),
+            max_pending_requests: count(limits.max_pending_requests),
+            max_requests: count(limits.max_requests),
+        }),
+        // Agents let go by themselves when the time comes, whether there is a controller or not: nothing here depends on a clock.
+        hold: Hold::of(policy).map(|hold| v1::Hold {
+            open: hold.open,
+            until_unix_ms: hold.until.map(|until| until.as_millisecond()),
+            note: hold.note(),
+        }),
+        fallback: spec.fallback.as_ref().map(|given| fallback(policy, given)),
+    }
+}
+
+fn fallback(policy: &CircuitPolicy, given: &Fallback) -> v1::Fallback {
+    let destination = given.destination.as_ref().map(|to| {
+        let ServiceKey { namespace, name: service } = fallback_service(policy, to);
+        let selector = Some(selector(to.version.as_deref(), &BTreeMap::new()));
+        v1::Destination { namespace, service, selector, ..v1::Destination::default() }
+    });
+    let field =
+        |header: &HeaderValue| v1::HeaderField { name: header.name.to_ascii_lowercase(), value: header.value.clone() };
+    let reply = given.response.as_ref().map(|response| v1::DirectResponse {
+        status: count(response.status),
+        headers: response.headers.iter().map(field).collect(),
+        body: response.body.clone(),
+    });
+    v1::Fallback { destination, reply }
+}
+
+/// Reports a fallback to what does not exist.
+fn check_fallback(world: &World, policy: &CircuitPolicy, present: &mut Present<'_>, findings: &mut Vec<Finding>) {
+    let Some(to) = policy.spec.fallback.as_ref().and_then(|fallback| fallback.destination.as_ref()) else { return };
+    let (name, field) = (name_of(policy), "spec.fallback.destination");
+    let key = fallback_service(policy, to);
+    match world.service(&key) {
+        Some(service) => {
+            present.check(service, (to.version.as_deref(), &BTreeMap::new()), (&name, field, "service"), findings);
+        }
+        None => {
+            let message = format!("there is no Service {key}; while the circuit is open callers get 503");
+            findings.push(warning(&name, Reason::UnresolvedRef, format!("{field}.service"), message));
+        }
     }
 }
 

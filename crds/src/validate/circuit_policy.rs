@@ -1,7 +1,8 @@
 //! What no schema can say of a `CircuitPolicy`.
 
-use crate::circuit_policy::{CircuitPolicy, CircuitPolicySpec, Fallback, HealthCheck};
+use crate::circuit_policy::{CircuitPolicy, CircuitPolicySpec, CircuitScope, Fallback, HealthCheck};
 use crate::findings::Finding;
+use crate::hold;
 use crate::values::Duration;
 
 use super::conditions::Conditions;
@@ -37,6 +38,20 @@ pub fn validate_circuit_policy(policy: &CircuitPolicy) -> Vec<Finding> {
     report.require(longest >= first || is_default, "spec.backoff.maxTimeout", message);
     if spec.error_rate_threshold.ppm() == 0 {
         report.suspicious("spec.errorRateThreshold", "0% opens the circuit whatever happens");
+    }
+    if spec.max_ejection_percent.ppm() == 0 && spec.scope == CircuitScope::Instance {
+        report.suspicious("spec.maxEjectionPercent", "0% lets no circuit open");
+    }
+    if let Some(slow) = &spec.slow_calls {
+        if slow.duration.as_millis() == 0 {
+            report.suspicious("spec.slowCalls.duration", "0s makes every reply slow");
+        }
+        if slow.rate_threshold.ppm() == 0 {
+            report.suspicious("spec.slowCalls.rateThreshold", "0% opens the circuit with the first slow reply");
+        }
+    }
+    if let Some(Err(message)) = hold::until(&policy.metadata) {
+        report.error(format!("metadata.annotations[{}]", hold::UNTIL), message);
     }
     if let Some(check) = &spec.health_check {
         report.health_check(check);
@@ -87,6 +102,14 @@ impl Report {
         );
         if let Some(response) = &fallback.response {
             self.canned_response("spec.fallback.response", response);
+        }
+        let share = spec.max_ejection_percent;
+        if spec.scope == CircuitScope::Instance && share.ppm() < 1_000_000 {
+            let message = format!(
+                "with maxEjectionPercent {share} one of two or more instances always stays in, and callers get its replies: \
+                 for a fallback when all fail, say \"100%\", or scope: Destination"
+            );
+            self.suspicious("spec.fallback", message);
         }
         let Some(destination) = &fallback.destination else { return };
         let itself = spec.target_refs.iter().any(|target| {

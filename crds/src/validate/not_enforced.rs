@@ -1,7 +1,7 @@
 //! What this build accepts but does not act on yet, as one list that is to become empty. An object that uses any of it is
 //! taken, with a warning: silence would be worse than a refusal.
 
-use crate::circuit_policy::{CircuitPolicySpec, Override};
+use crate::circuit_policy::CircuitPolicySpec;
 use crate::findings::{Finding, Reason};
 use crate::retry_policy::RetryPolicySpec;
 
@@ -10,14 +10,7 @@ use super::Report;
 const YET: &str = "is accepted, but this build does not act on it yet";
 
 pub(super) fn circuit_policy(spec: &CircuitPolicySpec, report: &mut Report) {
-    report.fields(&[
-        ("spec.slowCalls", spec.slow_calls.is_some()),
-        ("spec.maxEjectionPercent", spec.max_ejection_percent.is_some()),
-        ("spec.healthCheck", spec.health_check.is_some()),
-        ("spec.limits", spec.limits.is_some()),
-        ("spec.fallback", spec.fallback.is_some()),
-        ("spec.override", spec.hold != Override::None),
-    ]);
+    report.fields(&[("spec.healthCheck", spec.health_check.is_some())]);
 }
 
 pub(super) fn retry_policy(spec: &RetryPolicySpec, report: &mut Report) {

@@ -321,10 +321,34 @@ fn a_policy_for_the_same_target_twice_or_that_falls_back_to_itself_is_refused() 
         expect![[r#"
             Error Invalid spec.targetRefs[2]: the same target as spec.targetRefs[0]
             Error Invalid spec.targetRefs[3].group: only Services can be targets; their group is empty
+            Warning Suspicious spec.fallback: with maxEjectionPercent 50% one of two or more instances always stays in, and callers get its replies: for a fallback when all fail, say "100%", or scope: Destination
             Error Invalid spec.fallback.destination: the policy's own target stands in for itself: when its circuit is open, so is the fallback's
-            Warning NotEnforced spec.fallback: is accepted, but this build does not act on it yet
         "#]],
     );
+}
+
+#[test]
+fn what_takes_nobody_out_or_everybody_at_once_is_said_and_so_is_a_fallback_that_waits_for_all() {
+    check::<CircuitPolicy>(
+        circuit(json!({"maxEjectionPercent": "0%", "slowCalls": {"duration": "0s", "rateThreshold": "0%"}})),
+        expect![[r#"
+            Warning Suspicious spec.maxEjectionPercent: 0% lets no circuit open
+            Warning Suspicious spec.slowCalls.duration: 0s makes every reply slow
+            Warning Suspicious spec.slowCalls.rateThreshold: 0% opens the circuit with the first slow reply
+        "#]],
+    );
+    let fallback = json!({"response": {"status": 200}});
+    check::<CircuitPolicy>(
+        circuit(json!({"fallback": fallback})),
+        expect![[r#"
+        Warning Suspicious spec.fallback: with maxEjectionPercent 50% one of two or more instances always stays in, and callers get its replies: for a fallback when all fail, say "100%", or scope: Destination
+    "#]],
+    );
+    for all_out in [json!({"scope": "Destination"}), json!({"maxEjectionPercent": "100%"})] {
+        let mut spec = circuit(all_out);
+        spec["fallback"] = fallback.clone();
+        check::<CircuitPolicy>(spec, expect![[""]]);
+    }
 }
 
 #[test]
@@ -347,18 +371,8 @@ fn what_is_not_acted_on_yet_is_said() {
             "override": "ForceOpen", "maxEjectionPercent": "100%",
         })),
         expect![[r#"
-            Warning NotEnforced spec.slowCalls: is accepted, but this build does not act on it yet
-            Warning NotEnforced spec.maxEjectionPercent: is accepted, but this build does not act on it yet
             Warning NotEnforced spec.healthCheck: is accepted, but this build does not act on it yet
-            Warning NotEnforced spec.limits: is accepted, but this build does not act on it yet
-            Warning NotEnforced spec.override: is accepted, but this build does not act on it yet
         "#]],
-    );
-    check::<CircuitPolicy>(
-        circuit(json!({"maxEjectionPercent": "50%"})),
-        expect![[r#"
-        Warning NotEnforced spec.maxEjectionPercent: is accepted, but this build does not act on it yet
-    "#]],
     );
     check::<CircuitPolicy>(circuit(json!({})), expect![[""]]);
     check::<RouteRule>(rule(json!({"serviceNamespace": "default"})), expect![[""]]);

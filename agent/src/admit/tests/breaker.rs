@@ -4,7 +4,9 @@ use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 use proptest::prelude::*;
 
-use super::*;
+use crate::admit::atomic::AtomicU64;
+use crate::admit::breaker::*;
+use crate::admit::machine::{Circuit, MOST_OPENINGS};
 
 const SETTINGS: Settings = Settings {
     failure_threshold: 5,
@@ -17,7 +19,12 @@ const SETTINGS: Settings = Settings {
     jitter_ppm: 0,
     success_threshold: 2,
     half_open_requests: 1,
+    slow_rate_ppm: None,
 };
+
+const GOOD: Outcome = Outcome::Success { slow: false };
+const BAD: Outcome = Outcome::Failure { slow: false };
+const SLOW: Outcome = Outcome::Success { slow: true };
 
 /// A breaker with a clock, and words for what tests do with it.
 struct Bench {
@@ -43,7 +50,8 @@ impl Bench {
     }
 
     fn record(&self, ticket: Ticket, outcome: Outcome) -> Option<Transition> {
-        self.breaker.record(&self.settings, ticket, 0, outcome, self.now, u32::MAX / 2)
+        let moment = Moment { worker: 0, now: self.now, random: u32::MAX / 2 };
+        self.breaker.record(&self.settings, ticket, outcome, moment, None)
     }
 
     fn send(&self, outcome: Outcome) -> Option<Transition> {
@@ -53,7 +61,7 @@ impl Bench {
     fn open(&mut self) -> Millis {
         let mut transition = None;
         while transition.is_none() {
-            transition = self.send(Outcome::Failure);
+            transition = self.send(BAD);
         }
         self.until()
     }
@@ -70,10 +78,10 @@ impl Bench {
 fn failures_in_a_row_open_it() {
     let bench = Bench::new(SETTINGS);
     for _ in 0..4 {
-        assert_eq!(bench.send(Outcome::Failure), None);
+        assert_eq!(bench.send(BAD), None);
     }
     let until = Millis(61_000);
-    let transition = bench.send(Outcome::Failure).unwrap();
+    let transition = bench.send(BAD).unwrap();
     assert_eq!(
         transition,
         Transition { from: State::Closed, to: State::Open { until }, reason: Reason::ConsecutiveFailures(5) }
@@ -85,20 +93,20 @@ fn failures_in_a_row_open_it() {
 #[test]
 fn a_success_ends_the_row() {
     let bench = Bench::new(SETTINGS);
-    for outcome in [Outcome::Failure, Outcome::Failure, Outcome::Failure, Outcome::Failure, Outcome::Success] {
+    for outcome in [BAD, BAD, BAD, BAD, GOOD] {
         assert_eq!(bench.send(outcome), None);
     }
     for _ in 0..4 {
-        assert_eq!(bench.send(Outcome::Failure), None);
+        assert_eq!(bench.send(BAD), None);
     }
 }
 
 #[test]
 fn a_success_that_makes_the_requests_enough_opens_it_for_the_failures_before() {
     let bench = Bench::new(Settings { failure_threshold: 100, ..SETTINGS });
-    (0..12).for_each(|_| assert_eq!(bench.send(Outcome::Failure), None));
-    (0..7).for_each(|_| assert_eq!(bench.send(Outcome::Success), None));
-    let transition = bench.send(Outcome::Success).unwrap();
+    (0..12).for_each(|_| assert_eq!(bench.send(BAD), None));
+    (0..7).for_each(|_| assert_eq!(bench.send(GOOD), None));
+    let transition = bench.send(GOOD).unwrap();
     assert_eq!(transition.reason, Reason::ErrorRate { failed: 12, total: 20 });
     assert_eq!(transition.reason.to_string(), "12 of 20 requests failed");
 }
@@ -106,10 +114,51 @@ fn a_success_that_makes_the_requests_enough_opens_it_for_the_failures_before() {
 #[test]
 fn failures_that_left_the_window_do_not_count() {
     let mut bench = Bench::new(Settings { failure_threshold: 100, ..SETTINGS });
-    (0..19).for_each(|_| assert_eq!(bench.send(Outcome::Failure), None));
+    (0..19).for_each(|_| assert_eq!(bench.send(BAD), None));
     bench.now = bench.now.plus(10_000);
-    (0..30).for_each(|_| assert_eq!(bench.send(Outcome::Success), None));
+    (0..30).for_each(|_| assert_eq!(bench.send(GOOD), None));
     assert_eq!(bench.breaker.state(), State::Closed);
+}
+
+#[test]
+fn slow_replies_open_it_by_their_share_and_are_no_failures_in_a_row() {
+    let slow_rate_ppm = Some(800_000);
+    let bench = Bench::new(Settings { slow_rate_ppm, failure_threshold: 1, minimum_requests: 10, ..SETTINGS });
+    (0..2).for_each(|_| assert_eq!(bench.send(GOOD), None));
+    (0..7).for_each(|_| assert_eq!(bench.send(SLOW), None, "fewer than minimumRequests say nothing"));
+    let transition = bench.send(SLOW).unwrap();
+    assert_eq!(transition.reason, Reason::SlowRate { slow: 8, total: 10 });
+    assert_eq!(transition.reason.to_string(), "8 of 10 requests were slow");
+}
+
+#[test]
+fn slow_replies_below_their_share_open_nothing() {
+    let bench = Bench::new(Settings { slow_rate_ppm: Some(800_000), minimum_requests: 1, ..SETTINGS });
+    for _ in 0..100 {
+        for outcome in [GOOD, SLOW, SLOW, SLOW] {
+            assert_eq!(bench.send(outcome), None);
+        }
+    }
+    assert_eq!(bench.breaker.counts(&bench.settings, bench.now), Counts { total: 400, failed: 0, slow: 300 });
+}
+
+#[test]
+fn a_failure_that_was_slow_counts_for_both() {
+    let bench = Bench::new(Settings { slow_rate_ppm: Some(800_000), failure_threshold: 100, ..SETTINGS });
+    for _ in 0..19 {
+        assert_eq!(bench.send(Outcome::Failure { slow: true }), None);
+    }
+    assert_eq!(bench.breaker.counts(&bench.settings, bench.now), Counts { total: 19, failed: 19, slow: 19 });
+    assert_eq!(bench.send(SLOW).unwrap().reason, Reason::ErrorRate { failed: 19, total: 20 });
+}
+
+#[test]
+fn a_probe_that_is_slow_opens_it_again() {
+    let mut bench = Bench::new(Settings { slow_rate_ppm: Some(1_000_000), ..SETTINGS });
+    bench.now = bench.open();
+    let transition = bench.send(SLOW).unwrap();
+    assert_eq!((transition.reason, transition.reason.to_string().as_str()), (Reason::ProbeSlow, "a probe was slow"));
+    assert_eq!(bench.until().since(bench.now), 120_000, "for longer, as after one that failed");
 }
 
 #[test]
@@ -122,12 +171,12 @@ fn a_probe_goes_when_the_time_is_over_and_two_successes_close_it() {
         Some((State::Open { until: bench.now }, Reason::ProbeTime))
     );
     assert_eq!(bench.ask(), Answer::Refuse { until: bench.now, why: Refusal::ProbesTaken });
-    assert_eq!(bench.record(probe, Outcome::Success), None);
+    assert_eq!(bench.record(probe, GOOD), None);
     assert_eq!(bench.ticket().transition(), None);
-    let transition = bench.record(probe, Outcome::Success).unwrap();
+    let transition = bench.record(probe, GOOD).unwrap();
     assert_eq!((transition.to, transition.reason), (State::Closed, Reason::ProbesSucceeded));
     assert_eq!(bench.breaker.counts(&bench.settings, bench.now), Counts::default());
-    (0..4).for_each(|_| assert_eq!(bench.send(Outcome::Failure), None));
+    (0..4).for_each(|_| assert_eq!(bench.send(BAD), None));
 }
 
 #[test]
@@ -135,12 +184,12 @@ fn a_probe_that_fails_reopens_with_a_longer_timeout() {
     let mut bench = Bench::new(SETTINGS);
     bench.now = bench.open();
     for expected in [120_000, 240_000, 480_000, 600_000, 600_000] {
-        let transition = bench.send(Outcome::Failure).unwrap();
+        let transition = bench.send(BAD).unwrap();
         assert_eq!(transition.reason, Reason::ProbeFailed);
         assert_eq!(bench.until().since(bench.now), expected);
         bench.now = bench.until();
     }
-    while bench.send(Outcome::Success).is_none() {}
+    while bench.send(GOOD).is_none() {}
     let until = bench.open();
     assert_eq!(until.since(bench.now), 60_000, "closing it made the back-off start anew");
 }
@@ -161,12 +210,12 @@ fn a_result_from_an_earlier_life_counts_for_nothing() {
     let early = bench.ticket();
     bench.now = bench.open();
     let (first, second) = (bench.ticket(), bench.ticket());
-    assert_eq!(bench.record(early, Outcome::Failure), None);
+    assert_eq!(bench.record(early, BAD), None);
     assert_eq!(bench.breaker.state(), State::HalfOpen { in_flight: 2, successes: 0 });
-    bench.record(first, Outcome::Failure).unwrap();
+    bench.record(first, BAD).unwrap();
     bench.now = bench.until();
     let _third = bench.ticket();
-    for outcome in [Outcome::Failure, Outcome::Success, Outcome::Cancelled] {
+    for outcome in [BAD, GOOD, Outcome::Cancelled] {
         assert_eq!(bench.record(second, outcome), None);
         assert_eq!(bench.breaker.state(), State::HalfOpen { in_flight: 1, successes: 0 });
     }
@@ -180,9 +229,17 @@ struct Plain {
     openings: i32,
     row: u32,
     undecided: bool,
-    /// Time and failure of each request since it was last closed.
-    events: Vec<(u64, bool)>,
+    /// Time of each request since it was last closed, and whether it failed and whether it was slow.
+    events: Vec<(u64, bool, bool)>,
     closed_at: u64,
+}
+
+fn failed_and_slow(outcome: Outcome) -> (bool, bool) {
+    match outcome {
+        Outcome::Success { slow } => (false, slow),
+        Outcome::Failure { slow } => (true, slow),
+        Outcome::Cancelled => (false, false),
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -217,32 +274,31 @@ impl Plain {
     /// Whether the window asks to open.
     fn bad_window(&mut self, now: u64) -> bool {
         let bucket = |time: u64| (time - self.closed_at) / (self.settings.window_ms / 10);
-        let lately: Vec<bool> = self
-            .events
-            .iter()
-            .filter(|(time, _)| bucket(*time) + 10 > bucket(now))
-            .map(|(_, failed)| *failed)
-            .collect();
-        let failed = lately.iter().filter(|failed| **failed).count() as f64;
+        let lately: Vec<_> = self.events.iter().filter(|(time, ..)| bucket(*time) + 10 > bucket(now)).collect();
         self.undecided = lately.len() < self.settings.minimum_requests as usize;
-        !self.undecided && failed > 0.0 && failed >= lately.len() as f64 * f64::from(self.settings.error_rate_ppm) / 1e6
+        let reached = |part: usize, ppm: u32| part > 0 && part as f64 >= lately.len() as f64 * f64::from(ppm) / 1e6;
+        let failed = lately.iter().filter(|(_, failed, _)| *failed).count();
+        let slow = lately.iter().filter(|(.., slow)| *slow).count();
+        let too_slow = self.settings.slow_rate_ppm.is_some_and(|ppm| reached(slow, ppm));
+        !self.undecided && (reached(failed, self.settings.error_rate_ppm) || too_slow)
     }
 
     /// `until` is what the breaker under test drew, within the bounds that this model checks.
     fn record(&mut self, pass: Pass, outcome: Outcome, now: u64, until: Option<Millis>) {
         match (self.state, pass) {
             (State::Closed, Pass::Admit(life)) if life == self.life && outcome != Outcome::Cancelled => {
-                let failed = outcome == Outcome::Failure;
-                self.events.push((now, failed));
+                let (failed, slow) = failed_and_slow(outcome);
+                self.events.push((now, failed, slow));
                 self.row = if failed { self.row + 1 } else { 0 };
-                let bad = (failed || self.undecided) && self.bad_window(now);
+                let bad = (failed || slow || self.undecided) && self.bad_window(now);
                 if bad || self.row >= self.settings.failure_threshold {
                     self.open(0, now, until);
                 }
             }
             (State::HalfOpen { in_flight, mut successes }, Pass::Probe(life)) if life == self.life => {
-                successes += u8::from(outcome == Outcome::Success);
-                if outcome == Outcome::Failure {
+                successes += u8::from(outcome == GOOD);
+                let (failed, slow) = failed_and_slow(outcome);
+                if failed || slow {
                     self.open(self.openings + 1, now, until);
                 } else if u32::from(successes) >= self.settings.success_threshold {
                     *self = Self { life: self.life + 1, closed_at: now, ..Self::new(self.settings) };
@@ -275,8 +331,10 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     let outcome = prop_oneof![
-        4 => Just(Outcome::Success),
-        4 => Just(Outcome::Failure),
+        4 => Just(GOOD),
+        4 => Just(BAD),
+        2 => Just(SLOW),
+        1 => Just(Outcome::Failure { slow: true }),
         1 => Just(Outcome::Cancelled),
     ];
     let record = (any::<prop::sample::Index>(), outcome, 0..2usize, any::<u32>());
@@ -299,10 +357,11 @@ prop_compose! {
         jitter_ppm in prop_oneof![Just(0u32), 0..=1_000_000u32],
         success_threshold in 1..5u32,
         half_open_requests in 1..4u32,
+        slow_rate_ppm in prop_oneof![Just(None), (0..=1_000_000u32).prop_map(Some)],
     ) -> Settings {
         Settings {
             failure_threshold, error_rate_ppm, minimum_requests, window_ms, timeout_ms, multiplier_milli,
-            max_timeout_ms, jitter_ppm, success_threshold, half_open_requests,
+            max_timeout_ms, jitter_ppm, success_threshold, half_open_requests, slow_rate_ppm,
         }
     }
 }
@@ -336,7 +395,14 @@ proptest! {
                 Step::Record { which, outcome, worker, random } if !under_way.is_empty() => {
                     let (ticket, pass) = under_way.swap_remove(which.index(under_way.len()));
                     let before = breaker.state();
-                    let transition = breaker.record(&settings, ticket, worker, outcome, Millis(now), random);
+                    // What is slow is told only where it counts.
+                    let outcome = match outcome {
+                        Outcome::Success { .. } if settings.slow_rate_ppm.is_none() => GOOD,
+                        Outcome::Failure { .. } if settings.slow_rate_ppm.is_none() => BAD,
+                        outcome => outcome,
+                    };
+                    let moment = Moment { worker, now: Millis(now), random };
+                    let transition = breaker.record(&settings, ticket, outcome, moment, None);
                     let opened = transition.and_then(|transition| match transition.to {
                         State::Open { until } => Some(until),
                         _ => None,
@@ -394,10 +460,11 @@ fn four_threads_never_have_more_probes_than_allowed() {
                     }
                     let outcome = match round % 11 {
                         0 => Outcome::Cancelled,
-                        1..7 => Outcome::Failure,
-                        _ => Outcome::Success,
+                        1..7 => BAD,
+                        _ => GOOD,
                     };
-                    let change = breaker.record(&settings, ticket, worker, outcome, now, round);
+                    let moment = Moment { worker, now, random: round };
+                    let change = breaker.record(&settings, ticket, outcome, moment, None);
                     opened.fetch_add(u32::from(change.is_some()), SeqCst);
                 }
             });

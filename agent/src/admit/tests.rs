@@ -1,0 +1,4 @@
+//! Beside the modules, not in them, as the model check (`agent/tests/model.rs`) compiles those for itself.
+
+mod breaker;
+mod ejections;
