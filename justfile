@@ -19,6 +19,10 @@ e2e *args:
 bench *args:
     cargo bench -p switchyard-agent --bench cost -- {{args}}
 
+# What the conflict analysis of one Service costs, by the number and shape of its rules.
+bench-conflicts:
+    cargo bench -p switchyard-controller --bench conflicts
+
 # A canary, a circuit and retries at work.
 demo:
     cargo run --release -- demo

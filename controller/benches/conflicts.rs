@@ -17,18 +17,22 @@ const SHAPES: [(&str, fn(usize) -> Value); 12] = [
     ("one header", |i| json!([{"headers": [{"name": "x-tenant", "value": format!("t{i}")}]}])),
     ("one query parameter", |i| json!([{"queryParams": [{"name": "tenant", "value": format!("t{i}")}]}])),
     ("one cookie", |i| json!([{"cookies": [{"name": "tenant", "value": format!("t{i}")}]}])),
-    ("expressions, told apart by their beginnings", |i| {
-        json!([{"path": {"type": "RegularExpression", "value": format!("/r{i}/[0-9]+(/.*)?")}}])
-    }),
-    ("expressions, told apart in the middle", |i| {
-        json!([{"path": {"type": "RegularExpression", "value": format!("/v[0-9]+/r{i}/[^/]+")}}])
-    }),
-    ("expressions, told apart at their ends", |i| {
-        json!([{"headers": [{"type": "RegularExpression", "name": "x-user", "value": format!(".+@t{i}\\.example")}]}])
-    }),
-    ("expressions that only automata tell apart", |i| {
-        json!([{"headers": [{"type": "RegularExpression", "name": "x", "value": format!(".*[ab]-{i}-[ab].*[xy]")}]}])
-    }),
+    (
+        "expressions, told apart by their beginnings",
+        |i| json!([{"path": {"type": "RegularExpression", "value": format!("/r{i}/[0-9]+(/.*)?")}}]),
+    ),
+    (
+        "expressions, told apart in the middle",
+        |i| json!([{"path": {"type": "RegularExpression", "value": format!("/v[0-9]+/r{i}/[^/]+")}}]),
+    ),
+    (
+        "expressions, told apart at their ends",
+        |i| json!([{"headers": [{"type": "RegularExpression", "name": "x-user", "value": format!(".+@t{i}\\.example")}]}]),
+    ),
+    (
+        "expressions that only automata tell apart",
+        |i| json!([{"headers": [{"type": "RegularExpression", "name": "x", "value": format!(".*[ab]-{i}-[ab].*[xy]")}]}]),
+    ),
     ("another header each", |i| json!([{"headers": [{"name": format!("x-{i}"), "value": "1"}]}])),
     ("all the same", |_| json!([{"path": {"value": "/a"}}])),
     ("mixed", |i| match i % 5 {

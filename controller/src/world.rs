@@ -109,7 +109,8 @@ impl World {
             Object::Service(service) => self.with_neighbours(service.key()),
             Object::EndpointSlice(slice) => slice.service_key().map(|key| self.with_senders(key)).unwrap_or_default(),
             Object::Pod(pod) => {
-                let served = self.linked(Link::SliceOnPod(object.key())).filter_map(|slice| self.slice(slice)?.service_key());
+                let served =
+                    self.linked(Link::SliceOnPod(object.key())).filter_map(|slice| self.slice(slice)?.service_key());
                 let selecting = self.services_in(&pod.namespace).filter(|service| service.selects(&pod.labels));
                 let selecting = selecting.map(Service::key).filter(|key| self.slices_of(key).next().is_none());
                 served.chain(selecting).flat_map(|service| self.with_senders(service)).collect()

@@ -38,8 +38,10 @@ fn of_git(revision: &str, path: &Path) -> Result<Vec<(PathBuf, String)>> {
         false => (path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new(".")), path.file_name()),
     };
     let commit = format!("{revision}^{{commit}}");
-    let commit = git(folder, &["rev-parse", "--verify", "--quiet", "--end-of-options", &commit], &[])
-        .with_context(|| format!("{revision:?} is neither a folder or file that is here, nor a revision of the Git repository"))?;
+    let commit =
+        git(folder, &["rev-parse", "--verify", "--quiet", "--end-of-options", &commit], &[]).with_context(|| {
+            format!("{revision:?} is neither a folder or file that is here, nor a revision of the Git repository")
+        })?;
     let commit = String::from_utf8(commit).context("git names a commit in odd letters")?;
     let listed = git(folder, &["ls-tree", "-r", "-z", commit.trim()], &[])?;
     let mut blobs = Vec::new();
@@ -69,7 +71,8 @@ fn read(folder: &Path, blobs: Vec<Blob>) -> Result<Vec<(PathBuf, String)>> {
         // ID TYPE LENGTH, a line break, the text, a line break.
         let end = rest.iter().position(|byte| *byte == b'\n').context("git has cut its answer short")?;
         let head = String::from_utf8_lossy(&rest[..end]);
-        let length: usize = head.rsplit(' ').next().and_then(|length| length.parse().ok()).context("git has no such text")?;
+        let length: usize =
+            head.rsplit(' ').next().and_then(|length| length.parse().ok()).context("git has no such text")?;
         let text = rest.get(end + 1..end + 1 + length).context("git has cut its answer short")?;
         rest = rest.get(end + length + 2..).unwrap_or_default();
         if length as u64 <= MAX_FILE_BYTES {

@@ -123,15 +123,19 @@ fn of_requests(before: &Loaded, after: &Loaded, key: &ServiceKey, changes: &mut 
     let (Some(old), Some(new)) = (before.world.service(key), after.world.service(key)) else { return };
     let rules = |world: &'_ World| world.rules_of(key).cloned().collect::<Vec<RouteRule>>();
     let (from, mut to) = (rules(&before.world), rules(&after.world));
-    let stays = |rule: &&RouteRule| is_refused(after, &name_of(rule)) && !to.iter().any(|new| name_of(new) == name_of(rule));
+    let stays =
+        |rule: &&RouteRule| is_refused(after, &name_of(rule)) && !to.iter().any(|new| name_of(new) == name_of(rule));
     let staying: Vec<RouteRule> = from.iter().filter(stays).cloned().collect();
     to.extend(staying);
     if from == to && old == new {
         return;
     }
     let mut service = new.clone();
-    service.ports.extend(old.ports.iter().filter(|port| !new.ports.iter().any(|other| other.port == port.port)).cloned());
-    let is_same = |a: Option<usize>, b: Option<usize>| does(&service, a.map(|a| &from[a])) == does(&service, b.map(|b| &to[b]));
+    service
+        .ports
+        .extend(old.ports.iter().filter(|port| !new.ports.iter().any(|other| other.port == port.port)).cloned());
+    let is_same =
+        |a: Option<usize>, b: Option<usize>| does(&service, a.map(|a| &from[a])) == does(&service, b.map(|b| &to[b]));
     for found in moved(&service, &from.iter().collect::<Vec<_>>(), &to.iter().collect::<Vec<_>>(), &is_same) {
         let (old, new) = (found.from.map(|at| &from[at]), found.to.map(|at| &to[at]));
         let names = [old.map(name_of), new.map(name_of)];
@@ -147,7 +151,8 @@ fn of_requests(before: &Loaded, after: &Loaded, key: &ServiceKey, changes: &mut 
             _ => "no rule (any instance)".to_owned(),
         });
         let about = names.into_iter().rev().flatten().next().unwrap_or_default();
-        let mut moved = change(What::Moved, &about, format!("requests for Service {key} that went by {was} now go by {is}"));
+        let mut moved =
+            change(What::Moved, &about, format!("requests for Service {key} that went by {was} now go by {is}"));
         moved.example = Some(found.example);
         changes.push(moved);
     }
@@ -174,9 +179,12 @@ fn does(service: &Service, rule: Option<&RouteRule>) -> Option<Value> {
 fn of_findings(before: &[Finding], after: &[Finding]) -> Vec<Change> {
     let told = |findings: &[Finding]| {
         let worth = |finding: &&Finding| {
-            !matches!(finding.reason, Reason::UnknownKind | Reason::NotEnforced | Reason::NotOptedIn) || finding.is_error()
+            !matches!(finding.reason, Reason::UnknownKind | Reason::NotEnforced | Reason::NotOptedIn)
+                || finding.is_error()
         };
-        let key = |finding: &Finding| (finding.object.clone(), finding.reason, finding.field.clone(), finding.message.clone());
+        let key = |finding: &Finding| {
+            (finding.object.clone(), finding.reason, finding.field.clone(), finding.message.clone())
+        };
         findings.iter().filter(worth).map(|finding| (key(finding), finding.clone())).collect::<BTreeMap<_, _>>()
     };
     let (old, new) = (told(before), told(after));
@@ -194,13 +202,18 @@ fn of_findings(before: &[Finding], after: &[Finding]) -> Vec<Change> {
         let what = if finding.reason == Reason::Shadowed { What::Unreachable } else { What::Broken };
         as_change(what, finding)
     });
-    let gone = old.iter().filter(|(key, _)| !new.contains_key(*key)).map(|(_, finding)| as_change(What::Mended, finding));
+    let gone =
+        old.iter().filter(|(key, _)| !new.contains_key(*key)).map(|(_, finding)| as_change(What::Mended, finding));
     come.chain(gone).collect()
 }
 
 fn name_of(rule: &RouteRule) -> ObjectName {
     let own = |name: &Option<String>| name.clone().unwrap_or_default();
-    ObjectName { kind: "RouteRule".to_owned(), namespace: own(&rule.metadata.namespace), name: own(&rule.metadata.name) }
+    ObjectName {
+        kind: "RouteRule".to_owned(),
+        namespace: own(&rule.metadata.namespace),
+        name: own(&rule.metadata.name),
+    }
 }
 
 fn spec(object: &Object) -> Value {
@@ -269,7 +282,8 @@ fn destination(service: &Service, rule: &RouteRule, to: &Destination) -> String 
     let namespace = to.namespace.as_ref().or(rule.metadata.namespace.as_ref());
     let is_own = to.service == service.name && namespace.is_none_or(|namespace| *namespace == service.namespace);
     let labels = to.subset.iter().map(|(name, value)| format!("{name}={value}"));
-    let parts: Vec<String> = to.version.iter().cloned().chain(labels).chain(to.port.map(|port| format!("port {port}"))).collect();
+    let parts: Vec<String> =
+        to.version.iter().cloned().chain(labels).chain(to.port.map(|port| format!("port {port}"))).collect();
     match (is_own, parts.is_empty()) {
         (true, false) => parts.join(" "),
         (true, true) => "any version".to_owned(),

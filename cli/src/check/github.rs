@@ -54,7 +54,8 @@ mod tests {
     fn nothing_in_a_message_can_begin_another_command() {
         let place = Place { file: "a,b:c.yaml".into(), line: 3, column: 5, length: 4 };
         let line = annotation("error", Some(&place), "Invalid: x", "50%\n::set-output name=a::b");
-        let expected = "::error file=a%2Cb%3Ac.yaml,line=3,col=5,endColumn=9,title=Invalid%3A x::50%25%0A::set-output name=a::b\n";
+        let expected =
+            "::error file=a%2Cb%3Ac.yaml,line=3,col=5,endColumn=9,title=Invalid%3A x::50%25%0A::set-output name=a::b\n";
         assert_eq!(line, expected);
     }
 }

@@ -25,7 +25,8 @@ pub(super) fn write(report: &Report, strict: bool) -> String {
     let mut out = String::from("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n");
     let tests = cases.len();
     let _ = writeln!(out, "<testsuites tests=\"{tests}\" failures=\"{failures}\">");
-    let _ = writeln!(out, "  <testsuite name=\"switchyard check\" tests=\"{tests}\" failures=\"{failures}\" errors=\"0\">");
+    let _ =
+        writeln!(out, "  <testsuite name=\"switchyard check\" tests=\"{tests}\" failures=\"{failures}\" errors=\"0\">");
     for ((file, name), findings) in &cases {
         let _ = write!(out, "    <testcase classname=\"{}\" name=\"{}\"", escaped(file), escaped(name));
         let told: Vec<String> = findings.iter().map(|finding| told(finding)).collect();
@@ -34,10 +35,14 @@ pub(super) fn write(report: &Report, strict: bool) -> String {
             Some(first) if failed(findings) => {
                 let reason = format!("{:?}", first.reason);
                 let (message, text) = (escaped(&first.message), escaped(&told.join("\n")));
-                let _ = writeln!(out, ">\n      <failure type=\"{reason}\" message=\"{message}\">{text}</failure>\n    </testcase>");
+                let _ = writeln!(
+                    out,
+                    ">\n      <failure type=\"{reason}\" message=\"{message}\">{text}</failure>\n    </testcase>"
+                );
             }
             Some(_) => {
-                let _ = writeln!(out, ">\n      <system-out>{}</system-out>\n    </testcase>", escaped(&told.join("\n")));
+                let _ =
+                    writeln!(out, ">\n      <system-out>{}</system-out>\n    </testcase>", escaped(&told.join("\n")));
             }
         }
     }
@@ -51,9 +56,10 @@ pub(super) fn write(report: &Report, strict: bool) -> String {
 
 /// `a.yaml:3:5: warning[Shadowed]: spec.matches[0]: no request reaches this rule`
 fn told(finding: &Finding) -> String {
-    let place = finding.place.as_ref().map_or_else(String::new, |place| {
-        format!("{}:{}:{}: ", place.file.display(), place.line, place.column)
-    });
+    let place = finding
+        .place
+        .as_ref()
+        .map_or_else(String::new, |place| format!("{}:{}:{}: ", place.file.display(), place.line, place.column));
     let severity = format!("{:?}", finding.severity).to_lowercase();
     let field = if finding.field.is_empty() { String::new() } else { format!("{}: ", finding.field) };
     format!("{place}{severity}[{:?}]: {field}{}", finding.reason, finding.message)

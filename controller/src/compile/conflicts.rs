@@ -53,7 +53,12 @@ pub fn analyse(service: &Service, rules: &[&RouteRule]) -> Vec<Finding> {
     let entries = Entries::of(service, rules);
     let work = Work::new(STEPS_PER_SERVICE);
     let index = Index::new(&entries, 0..entries.entries.len());
-    let question = Question { entries: &entries, index: &index, work: &work, host: format!("{}.{}", service.name, service.namespace) };
+    let question = Question {
+        entries: &entries,
+        index: &index,
+        work: &work,
+        host: format!("{}.{}", service.name, service.namespace),
+    };
     let mut analysis = Analysis { rules, question, findings: Vec::new(), is_cut_short: false };
     let shadowed = analysis.shadowed();
     analysis.conflicted(&shadowed);

@@ -253,10 +253,7 @@ fn lower(name: &str) -> Cow<'_, str> {
 }
 
 /// Who may call: what the entry says, and of a consumer rule, the rule's own namespace.
-fn callers<'a>(
-    rule: &'a RouteRule,
-    source: Option<&'a SourceMatch>,
-) -> impl Iterator<Item = (Thing<'a>, Test<'a>)> {
+fn callers<'a>(rule: &'a RouteRule, source: Option<&'a SourceMatch>) -> impl Iterator<Item = (Thing<'a>, Test<'a>)> {
     let own = rule.metadata.namespace.as_deref().unwrap_or_default();
     let consumer = rule.spec.service_namespace.as_deref().filter(|of| *of != own).map(|_| own);
     let namespaces = source.and_then(|source| source.namespace.as_deref()).into_iter().chain(consumer);

@@ -147,7 +147,8 @@ impl<'m> Node<'m> {
         let mut lengths: Vec<usize> = begins.keys().map(|text| text.len()).collect();
         lengths.sort_unstable();
         lengths.dedup();
-        let build = |map: BTreeMap<_, _>| map.into_iter().map(|(text, of)| (text, Self::build(of, depth - 1))).collect();
+        let build =
+            |map: BTreeMap<_, _>| map.into_iter().map(|(text, of)| (text, Self::build(of, depth - 1))).collect();
         Self::Split {
             key,
             whole: build(whole),

@@ -47,9 +47,8 @@ pub fn moved(
     let host = format!("{}.{}", service.name, service.namespace);
     let question = Question { entries: &entries, index: &index, work: &work, host };
     let changed = |rule: usize, others: &[&RouteRule]| !others.iter().any(|other| is_unchanged(rules[rule], other));
-    let changed: BTreeSet<usize> = (0..rules.len())
-        .filter(|rule| changed(*rule, if *rule < before.len() { after } else { before }))
-        .collect();
+    let changed: BTreeSet<usize> =
+        (0..rules.len()).filter(|rule| changed(*rule, if *rule < before.len() { after } else { before })).collect();
     let mut search = Search { question, split: before.len(), is_same, found: Vec::new(), known: BTreeSet::new() };
     // Between two rules that have not changed nothing moves: who is asked first has not changed either.
     for (at, entry) in entries.entries.iter().enumerate().filter(|(_, entry)| changed.contains(&entry.rule)) {

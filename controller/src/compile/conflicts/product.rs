@@ -253,5 +253,8 @@ fn letters<'m>(machines: impl Iterator<Item = &'m Machine<'m>> + Clone) -> Vec<u
     let others = (0x21..0x7f).chain([b' ']).chain(0x80..=0xff).chain(0..0x20).chain([0x7f]);
     let others = others.filter(|byte: &u8| !byte.is_ascii_alphanumeric() && !b"-_./".contains(byte));
     let mut seen = HashSet::new();
-    plain.chain(others).filter(|byte| seen.insert(machines.clone().map(|m| m.class(*byte)).collect::<Vec<_>>())).collect()
+    plain
+        .chain(others)
+        .filter(|byte| seen.insert(machines.clone().map(|m| m.class(*byte)).collect::<Vec<_>>()))
+        .collect()
 }

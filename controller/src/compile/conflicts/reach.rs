@@ -148,7 +148,8 @@ impl<'m, 'a> Question<'m, 'a> {
             Ok(at) => slots[at].value.as_deref(),
             Err(_) => self.entries.domain(thing).default_value(),
         };
-        let matches = |at: usize| entries[at].conditions.iter().all(|condition| condition.test.holds(value(condition.of)));
+        let matches =
+            |at: usize| entries[at].conditions.iter().all(|condition| condition.test.holds(value(condition.of)));
         let before = match takers {
             Takers::Only(these) => {
                 self.work.spend(these.len() as u64);

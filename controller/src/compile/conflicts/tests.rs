@@ -11,8 +11,8 @@ use switchyard_crds::findings::ExampleRequest;
 use switchyard_crds::route_rule::{PathMatchType, RouteMatch, ValueMatchType};
 
 use super::*;
-use crate::compile::qualified;
 use crate::compile::order::Specificity;
+use crate::compile::qualified;
 use crate::object::ServicePort;
 
 /// A request as a plain evaluator sees it.
@@ -82,9 +82,10 @@ impl Plain {
                 }
             })
             && entry.method.as_ref().is_none_or(|method| *method == self.method)
-            && entry.headers.iter().all(|m| {
-                value(m.kind, m.value.as_deref(), self.headers.get(&m.name.to_ascii_lowercase()))
-            })
+            && entry
+                .headers
+                .iter()
+                .all(|m| value(m.kind, m.value.as_deref(), self.headers.get(&m.name.to_ascii_lowercase())))
             && entry.query_params.iter().all(|m| value(m.kind, m.value.as_deref(), self.query.get(&m.name)))
             && entry.cookies.iter().all(|m| value(m.kind, m.value.as_deref(), self.cookies.get(&m.name)))
             && grpc
@@ -203,7 +204,11 @@ fn rules() -> impl Strategy<Value = Vec<RouteRule>> {
 
 fn requests() -> impl Strategy<Value = Vec<Plain>> {
     let pairs = |names: &'static [&'static str]| {
-        prop::collection::btree_map(select(names).prop_map(str::to_owned), select(&VALUES).prop_map(str::to_owned), 0..3)
+        prop::collection::btree_map(
+            select(names).prop_map(str::to_owned),
+            select(&VALUES).prop_map(str::to_owned),
+            0..3,
+        )
     };
     let caller = prop_oneof![
         2 => Just(BTreeMap::new()),
@@ -215,16 +220,35 @@ fn requests() -> impl Strategy<Value = Vec<Plain>> {
             caller
         }),
     ];
-    let one = (select(&[80, 81]), select(&["GET", "POST", "PUT"]), select(&PATHS), pairs(&["q"]), pairs(&["x", "y"]), pairs(&["c"]), caller);
+    let one = (
+        select(&[80, 81]),
+        select(&["GET", "POST", "PUT"]),
+        select(&PATHS),
+        pairs(&["q"]),
+        pairs(&["x", "y"]),
+        pairs(&["c"]),
+        caller,
+    );
     let one = one.prop_map(|(port, method, path, query, headers, cookies, caller)| Plain {
-        port, method: method.to_owned(), path: path.to_owned(), query, headers, cookies, caller,
+        port,
+        method: method.to_owned(),
+        path: path.to_owned(),
+        query,
+        headers,
+        cookies,
+        caller,
     });
     vec(one, 1..60)
 }
 
 fn service() -> Service {
     let port = |port| ServicePort { name: format!("p{port}"), port, ..ServicePort::default() };
-    Service { namespace: "shop".to_owned(), name: "a".to_owned(), ports: vec![port(80), port(81)], ..Service::default() }
+    Service {
+        namespace: "shop".to_owned(),
+        name: "a".to_owned(),
+        ports: vec![port(80), port(81)],
+        ..Service::default()
+    }
 }
 
 fn position(rules: &[&RouteRule], name: &str) -> usize {

@@ -248,7 +248,8 @@ fn is_plain_path(path: &[u8]) -> bool {
     if rest.is_empty() {
         return path.len() == 1;
     }
-    rest.split(|byte| *byte == b'/').all(|segment| !segment.is_empty() && segment != b"." && segment != b".." && is_plain(segment))
+    rest.split(|byte| *byte == b'/')
+        .all(|segment| !segment.is_empty() && segment != b"." && segment != b".." && is_plain(segment))
 }
 
 fn is_plain(mut segment: &[u8]) -> bool {
@@ -279,8 +280,8 @@ impl<'a> Tests<'_, 'a> {
         let must_be_there = !domain.may_be_absent()
             || self.yes.iter().any(|test| !is_absent(&test))
             || self.no.iter().any(|test| is_absent(&test));
-        let must_not = self.yes.iter().any(|test| is_absent(&test))
-            || self.no.iter().any(|test| matches!(test, Test::Present));
+        let must_not =
+            self.yes.iter().any(|test| is_absent(&test)) || self.no.iter().any(|test| matches!(test, Test::Present));
         match (must_be_there, must_not) {
             (true, true) => return Solved::Empty,
             (false, true) => return Solved::Value(None),

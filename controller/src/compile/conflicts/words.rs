@@ -5,20 +5,15 @@ use std::collections::BTreeSet;
 use switchyard_crds::findings::ExampleRequest;
 use switchyard_crds::{Finding, Reason, RouteRule};
 
+use super::NAMED;
 use super::Rival;
 use super::entries::{Entry, Thing};
 use super::reach::{Question, Request};
 use super::values::Domain;
-use super::NAMED;
 use crate::compile::{name_of, qualified};
 
 /// A rule that no request reaches: its entries, and those that take their requests.
-pub(super) fn shadowed(
-    rules: &[&RouteRule],
-    question: &Question<'_, '_>,
-    own: &[usize],
-    takers: &[usize],
-) -> Finding {
+pub(super) fn shadowed(rules: &[&RouteRule], question: &Question<'_, '_>, own: &[usize], takers: &[usize]) -> Finding {
     let entries = &question.entries.entries;
     let first = &entries[own[0]];
     if takers.is_empty() {
@@ -44,7 +39,11 @@ pub(super) fn shadowed(
             list(&names)
         ),
     };
-    let mut finding = Finding::warning(Reason::Shadowed, if own.len() > 1 { "spec.matches".to_owned() } else { field(first) }, message);
+    let mut finding = Finding::warning(
+        Reason::Shadowed,
+        if own.len() > 1 { "spec.matches".to_owned() } else { field(first) },
+        message,
+    );
     finding.others = names;
     finding.example = example;
     finding
