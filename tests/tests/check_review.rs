@@ -61,6 +61,43 @@ fn where_no_workload_is_in_sight_nobody_is_missed() {
     assert!(said.contains("no workload of Service shop/my-service has version v9; it has v1"), "{said}");
 }
 
+/// The rule that takes a request, and those that match it, as an agent has it.
+fn explained(manifests: &str, request: &Value) -> (String, Vec<String>) {
+    let url = format!("http://my-service.shop{}", request["path"].as_str().unwrap());
+    let mut command = Command::new(binary("switchyard"));
+    command.args(["explain", "--manifests", manifests, "--output", "json", "-X", request["method"].as_str().unwrap()]);
+    for (name, value) in request["headers"].as_object().unwrap() {
+        command.args(["-H", &format!("{name}: {}", value.as_str().unwrap())]);
+    }
+    let done = command.arg(url).current_dir(folder()).output().unwrap();
+    let said: Value = serde_json::from_slice(&done.stdout).unwrap();
+    let name = |value: &Value| value.as_str().unwrap_or("no rule").to_owned();
+    let considered = said["considered"].as_array().unwrap().iter();
+    (name(&said["rule"]), considered.filter(|c| c["matched"] == true).map(|c| name(&c["rule"])).collect())
+}
+
+#[test]
+fn an_agent_does_with_the_examples_what_is_said_of_them() {
+    let (_, said) = check(&folder(), &["after", "--against", "before", "--output", "json"]);
+    let said: Value = serde_json::from_str(&said).unwrap();
+    let mut seen = 0;
+    for finding in said["findings"].as_array().unwrap().iter().filter(|finding| !finding["example"].is_null()) {
+        let (winner, matching) = explained("after", &finding["example"]);
+        let own = format!("shop/{}", finding["name"].as_str().unwrap());
+        assert!(winner != own && matching.contains(&own), "{finding}: {winner} {matching:?}");
+        assert_eq!(finding["others"][0], winner, "{finding}");
+        seen += 1;
+    }
+    for change in said["changes"].as_array().unwrap().iter().filter(|change| change["change"] == "moved") {
+        let message = change["message"].as_str().unwrap();
+        let winners = ["before", "after"].map(|manifests| explained(manifests, &change["example"]).0);
+        assert!(message.contains(&format!("went by {}", winners[0])), "{change}: {winners:?}");
+        assert!(message.contains(&format!("go by {}", winners[1])), "{change}: {winners:?}");
+        seen += 1;
+    }
+    assert!(seen >= 7, "{seen}");
+}
+
 fn git(folder: &Path, args: &[&str]) {
     let who = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "init.defaultBranch=main"];
     let done = Command::new("git").arg("-C").arg(folder).args(who).args(args).output().unwrap();
@@ -153,7 +190,7 @@ fn of_a_thousand_files_exactly_the_conflicts_are_named() {
             write(&format!("rule-{of}-{at}.yaml"), rule(&format!("r{of}-{at}"), of, spec));
         }
     }
-    // Two that share some requests by their expressions, one that is hidden by two, and one that asks for what is asked already.
+    // One that shares some requests by its expression, one behind a rule for everything, and one that asks for what is asked already.
     write("seed-1.yaml", rule("z-seed-1", 3, "matches: [{path: {type: RegularExpression, value: '/v1[0-9]/(x|z)'}}]"));
     write("seed-2.yaml", rule("z-seed-2", 50, "matches: [{path: {value: /a/b/c}, method: GET}], priority: -2"));
     write("seed-3.yaml", rule("z-seed-3", 97, "matches: [{headers: [{name: x-TENANT, value: a}]}]"));
@@ -166,7 +203,7 @@ fn of_a_thousand_files_exactly_the_conflicts_are_named() {
     named.sort();
     let expected = [
         ("z-seed-1", "Conflicted", r#"["shop/r3-3"]"#),
-        ("z-seed-2", "Shadowed", r#"["shop/r50-1"]"#),
+        ("z-seed-2", "Shadowed", r#"["shop/r50-7"]"#),
         ("z-seed-3", "Shadowed", r#"["shop/r97-5"]"#),
     ];
     assert_eq!(named, expected.map(|(name, reason, others)| (name.to_owned(), reason.to_owned(), others.to_owned())));
