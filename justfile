@@ -23,6 +23,10 @@ bench *args:
 bench-conflicts:
     cargo bench -p switchyard-controller --bench conflicts
 
+# Looks for input that breaks a promise, as in `just fuzz expressions`; needs cargo-fuzz and a nightly toolchain.
+fuzz target *args:
+    cargo +nightly fuzz run {{target}} {{args}}
+
 # A canary, a circuit and retries at work.
 demo:
     cargo run --release -- demo

@@ -73,7 +73,8 @@ fn explained(manifests: &str, request: &Value) -> (String, Vec<String>) {
     let said: Value = serde_json::from_slice(&done.stdout).unwrap();
     let name = |value: &Value| value.as_str().unwrap_or("no rule").to_owned();
     let considered = said["considered"].as_array().unwrap().iter();
-    (name(&said["rule"]), considered.filter(|c| c["matched"] == true).map(|c| name(&c["rule"])).collect())
+    let matches = |c: &&Value| c["matched"] == true || c["why"].as_str().unwrap().contains("it matches too");
+    (name(&said["rule"]), considered.filter(matches).map(|c| name(&c["rule"])).collect())
 }
 
 #[test]
