@@ -11,7 +11,10 @@ use switchyard_controller::compile::conflicts::analyse;
 use switchyard_controller::object::{Service, ServicePort};
 use switchyard_crds::RouteRule;
 
-const SHAPES: [(&str, fn(usize) -> Value); 12] = [
+/// The matches of a rule, by its number.
+type Matches = fn(usize) -> Value;
+
+const SHAPES: [(&str, Matches); 12] = [
     ("exact paths", |i| json!([{"path": {"type": "Exact", "value": format!("/item/{i}")}}])),
     ("prefixes", |i| json!([{"path": {"value": format!("/area/{i}")}}])),
     ("one header", |i| json!([{"headers": [{"name": "x-tenant", "value": format!("t{i}")}]}])),

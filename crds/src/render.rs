@@ -63,10 +63,12 @@ fn whereabouts(place: &Place) -> String {
 
 fn notes(finding: &Finding) -> Vec<String> {
     let mut notes = Vec::new();
-    if !finding.others.is_empty() {
+    // What the message says already is not said again.
+    let is_new = |text: &str| !finding.message.contains(text);
+    if finding.others.iter().any(|other| is_new(other)) {
         notes.push(format!("also: {}", finding.others.join(", ")));
     }
-    if let Some(example) = &finding.example {
+    if let Some(example) = finding.example.as_ref().map(ToString::to_string).filter(|example| is_new(example)) {
         notes.push(format!("example: {example}"));
     }
     notes

@@ -21,6 +21,7 @@ fn the_line_is_shown_with_what_is_meant_underlined() {
         method: "GET".into(),
         path: "/x".into(),
         headers: vec![("x-version".into(), "v2".into())],
+        caller: Some("namespace web".into()),
     });
     expect![[r"
         error[Invalid]: RouteRule shop/canary: spec.destinations[1].weight: 1000001 is above 1000000
@@ -29,7 +30,7 @@ fn the_line_is_shown_with_what_is_meant_underlined() {
         12 |       weight: 1000001
            |               ^^^^^^^
            = also: shop/other, shop/third
-           = example: GET /x x-version: v2
+           = example: GET /x with x-version: v2 from namespace web
     "]]
     .assert_eq(&render(&finding, Some("      weight: 1000001"), false));
 }

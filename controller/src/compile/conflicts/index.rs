@@ -304,16 +304,16 @@ impl<'q> Query<'q> {
         before: usize,
     ) -> Self {
         let known = move |key| {
-            let (thing, text): (ThingId, fn(&'q [u8]) -> Cow<'q, [u8]>) = match key {
-                Key::Value(thing) => (thing, Cow::Borrowed),
-                Key::End(thing) => (thing, reversed),
+            let whole = match key {
+                Key::Value(thing) => value(thing).map(Cow::Borrowed),
+                Key::End(thing) => value(thing).map(reversed),
                 Key::Segment(position) => {
                     let path = value(PATH).unwrap_or_default();
                     let segment = segments_of(path).find(|(other, _)| *other == position);
-                    return segment.map_or(Known::Absent, |(_, segment)| Known::Whole(segment.into()));
+                    segment.map(|(_, segment)| Cow::Borrowed(segment))
                 }
             };
-            value(thing).map_or(Known::Absent, |value| Known::Whole(text(value)))
+            whole.map_or(Known::Absent, Known::Whole)
         };
         Self { known: Box::new(known), present: Some(present), before }
     }

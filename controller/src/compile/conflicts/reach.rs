@@ -141,6 +141,16 @@ impl<'m, 'a> Question<'m, 'a> {
         slots
     }
 
+    /// Whether an entry matches a request.
+    fn matches<'v>(&self, at: usize, value: &impl Fn(ThingId) -> Option<&'v [u8]>) -> bool {
+        self.entries.entries[at].conditions.iter().all(|condition| {
+            // What a literal settles costs next to nothing.
+            let value = value(condition.of);
+            self.work.spend(if value.is_some() { condition.test.cost() } else { 1 });
+            condition.test.holds(value)
+        })
+    }
+
     /// An entry that takes the request away.
     fn taker(&self, slots: &[Slot<'_, '_>], takers: Takers<'_>) -> Option<usize> {
         let entries = &self.entries.entries;
@@ -148,12 +158,10 @@ impl<'m, 'a> Question<'m, 'a> {
             Ok(at) => slots[at].value.as_deref(),
             Err(_) => self.entries.domain(thing).default_value(),
         };
-        let matches =
-            |at: usize| entries[at].conditions.iter().all(|condition| condition.test.holds(value(condition.of)));
         let before = match takers {
             Takers::Only(these) => {
                 self.work.spend(these.len() as u64);
-                return these.iter().copied().find(|at| matches(*at));
+                return these.iter().copied().find(|at| self.matches(*at, &value));
             }
             Takers::Before(at) | Takers::AllBefore(at) => at,
             Takers::OfBoth { old, new, .. } => old.0.max(new.0),
@@ -171,7 +179,7 @@ impl<'m, 'a> Question<'m, 'a> {
         let mut found: Vec<usize> = Vec::new();
         let _ = self.index.visit(&Query::of_request(value, present, before), &mut |at| {
             self.work.spend(1);
-            if takes(at) && matches(at) {
+            if takes(at) && self.matches(at, &value) {
                 found.push(at);
             }
             let is_enough = found.len() >= TAKERS || self.work.is_used_up();

@@ -92,6 +92,14 @@ impl Test<'_> {
         }
     }
 
+    /// What a comparison costs, in steps.
+    pub(super) fn cost(&self) -> u64 {
+        match self {
+            Self::Pattern(pattern) => pattern.cost(),
+            _ => 1,
+        }
+    }
+
     /// How every value begins for which it holds, and whether that is all of the value.
     pub(super) fn beginning(&self) -> Option<(&[u8], bool)> {
         match self {
@@ -277,7 +285,7 @@ fn is_kept_encoded(high: u8, low: u8) -> bool {
 impl<'a> Tests<'_, 'a> {
     /// A value of which all that is so, if there is one.
     pub(super) fn solve(&self, domain: &Domain, work: &Work) -> Solved {
-        work.spend(1 + (self.yes.len() + self.no.len()) as u64);
+        work.spend(1 + self.yes.iter().chain(&self.no).map(|test| test.cost()).sum::<u64>());
         let is_absent = |test: &&&Test<'a>| matches!(test, Test::Absent);
         let must_be_there = !domain.may_be_absent()
             || self.yes.iter().any(|test| !is_absent(&test))

@@ -69,8 +69,8 @@ pub(super) fn conflicted(rules: &[&RouteRule], question: &Question<'_, '_>, mut 
              or matches that tell them apart"
         ),
         None => format!(
-            "{shown_first} may match the same requests{more}: their matches are too large to compare, and only age would decide; give one of \
-             them a priority"
+            "{shown_first} may match the same requests{more}, which cannot be told for certain, and would get them for its age alone; give \
+             one of them a priority"
         ),
     };
     names.sort();

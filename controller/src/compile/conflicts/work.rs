@@ -2,7 +2,8 @@
 
 use std::cell::Cell;
 
-/// Steps that the analysis of one Service may take; a step is 20 to 100 ns. What 10,000 rules of the usual shapes take is a tenth of it.
+/// Steps that the analysis of one Service may take; a step is some tens of nanoseconds. What 10,000 rules of the usual shapes take is a
+/// fraction of it.
 pub(super) const STEPS_PER_SERVICE: u64 = 6_000_000;
 
 /// What is left.
