@@ -21,6 +21,9 @@ use crate::cluster::{Cluster, Scope};
 use crate::output;
 use crate::status::{Output, full_name, list, table};
 
+/// Whose the fields of a hold are. Not kubectl's: tools that apply from Git take those back.
+const MANAGER: &str = "switchyard-cli";
+
 /// How often the cluster is asked with `--watch`.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -231,7 +234,7 @@ fn patch(cluster: &Cluster, namespace: Option<&str>, name: &str, change: &Value)
     let namespace = namespace.unwrap_or_else(|| cluster.default_namespace());
     let api: Api<DynamicObject> =
         Api::namespaced_with(cluster.client.clone(), namespace, &CircuitPolicy::api_resource());
-    let params = PatchParams { field_manager: Some("kubectl-switchyard".to_owned()), ..PatchParams::default() };
+    let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
     let patched = cluster.wait(async { api.patch(name, &params, &Patch::Merge(change)).await });
     patched.with_context(|| format!("CircuitPolicy {namespace}/{name}"))
 }
@@ -254,7 +257,7 @@ fn event(cluster: &Cluster, policy: &DynamicObject, reason: &str, message: &str)
             "name": policy.metadata.name, "uid": policy.metadata.uid, "resourceVersion": policy.metadata.resource_version,
         },
         "reason": reason, "message": message, "type": "Normal", "count": 1,
-        "source": {"component": "kubectl-switchyard"}, "firstTimestamp": now, "lastTimestamp": now,
+        "source": {"component": MANAGER}, "firstTimestamp": now, "lastTimestamp": now,
     });
     let Ok(event) = serde_json::from_value::<Event>(event) else { return };
     let api: Api<Event> = Api::namespaced(cluster.client.clone(), &namespace);
