@@ -22,6 +22,7 @@ bench *args:
 # Finding a rule among 1 to 100,000, beside a walk over all; `just bench-match check` fails where it takes too long.
 bench-match *args:
     cargo bench -p switchyard-agent --bench match -- {{args}}
+
 # What the conflict analysis of one Service costs, by the number and shape of its rules.
 bench-conflicts:
     cargo bench -p switchyard-controller --bench conflicts

@@ -1,14 +1,14 @@
-//! What a circuit costs a request: being asked and told, on one hot breaker, by one thread and by as many as there are cores. No lock
-//! is taken and no cache line is written that another thread's request reads, so the cost of each stays what it is alone.
+//! What a circuit costs a request: being asked and told, by one thread and by as many as there are cores. They use one hot breaker, and
+//! beside that a breaker each: what the first costs above the second is what threads cost one another. No lock is taken and no cache line
+//! is written that another thread's request reads, so it should be nothing, however many there are.
 //!
-//! `cargo bench -p switchyard-agent --bench breaker`. Each figure is the median of rounds; a machine that does other things too
-//! shows it in the largest.
+//! `cargo bench -p switchyard-agent --bench breaker`. Each figure is CPU time per request, the median of rounds that alternate, so that
+//! neither other work of the machine nor two threads that share a core make the comparison a different one.
 
-#![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 use std::hint::black_box;
 use std::sync::{Arc, Barrier};
-use std::time::Instant;
 
 use switchyard_agent::admit::breaker::{Answer, Breaker, Millis, Moment, Outcome, Settings};
 use switchyard_agent::admit::ejections::Ejections;
@@ -45,12 +45,13 @@ fn main() {
         Load { name: "1 in 100 fails", mostly: good, now_and_then: (100, Outcome::Failure { slow: false }) },
         Load { name: "1 in 100 is slow", mostly: good, now_and_then: (100, Outcome::Success { slow: true }) },
     ];
-    println!("ask and record on one breaker, ns per request and thread (median of {ROUNDS} rounds, least to largest):");
+    println!("ask and record, ns of CPU per request (median of {ROUNDS} rounds):   one breaker   one each   ratio");
     for load in &loads {
         let mut threads = 1;
         loop {
-            let (median, least, largest) = measure(load, threads);
-            println!("  {:17} {threads:3} threads  {median:6.1}  ({least:.1} to {largest:.1})", load.name);
+            let (shared, own) = measure(load, threads);
+            let ratio = shared / own;
+            println!("  {:17} {threads:3} threads  {shared:38.1} {own:10.1} {ratio:7.2}", load.name);
             if threads >= cores {
                 break;
             }
@@ -59,21 +60,38 @@ fn main() {
     }
 }
 
-fn measure(load: &Load, threads: usize) -> (f64, f64, f64) {
-    let breaker = Arc::new(Breaker::new(threads));
+/// On one breaker, and on one each.
+fn measure(load: &Load, threads: usize) -> (f64, f64) {
+    let breakers: Vec<Arc<Breaker>> = (0..=threads).map(|_| Arc::new(Breaker::new(threads))).collect();
     let set = Ejections::default();
-    set.set_members(&[(Arc::clone(&breaker), SETTINGS)], 500_000, Millis(0));
-    let mut rounds: Vec<f64> = (0..ROUNDS).map(|round| run(&breaker, &set, load, threads, round as u64)).collect();
-    rounds.sort_by(f64::total_cmp);
-    (rounds[ROUNDS / 2], rounds[0], rounds[ROUNDS - 1])
+    let members: Vec<_> = breakers.iter().map(|breaker| (Arc::clone(breaker), SETTINGS)).collect();
+    set.set_members(&members, 500_000, Millis(0));
+    let (mut shared, mut own) = (Vec::new(), Vec::new());
+    for round in 0..ROUNDS as u64 {
+        shared.push(run(|_| &breakers[threads], &set, load, threads, round));
+        own.push(run(|worker| &breakers[worker], &set, load, threads, round));
+    }
+    (median(shared), median(own))
 }
 
-/// One round: every thread sends its requests, a thousand a millisecond; the time of the slowest, per request.
-fn run(breaker: &Breaker, set: &Ejections, load: &Load, threads: usize, round: u64) -> f64 {
+fn median(mut all: Vec<f64>) -> f64 {
+    all.sort_by(f64::total_cmp);
+    all[all.len() / 2]
+}
+
+/// One round: every thread sends its requests, a thousand a millisecond; the CPU time of the slowest, per request.
+fn run<'a>(
+    breaker: impl Fn(usize) -> &'a Breaker + Sync,
+    set: &Ejections,
+    load: &Load,
+    threads: usize,
+    round: u64,
+) -> f64 {
     let begin = Barrier::new(threads);
     let send = |worker: usize| {
+        let breaker = breaker(worker);
         begin.wait();
-        let start = Instant::now();
+        let start = cpu_time();
         for request in 0..REQUESTS {
             let now = Millis((round * REQUESTS + request) / 1000);
             let (Answer::Admit(ticket) | Answer::Probe(ticket)) = breaker.ask(black_box(&SETTINGS), now) else {
@@ -84,18 +102,18 @@ fn run(breaker: &Breaker, set: &Ejections, load: &Load, threads: usize, round: u
             let moment = Moment { worker, now, random: 0 };
             black_box(breaker.record(&SETTINGS, ticket, outcome, moment, Some(set)));
         }
-        start.elapsed()
+        cpu_time() - start
     };
     let slowest = std::thread::scope(|scope| {
-        let all: Vec<_> = (0..threads)
-            .map(|worker| {
-                scope.spawn({
-                    let send = &send;
-                    move || send(worker)
-                })
-            })
-            .collect();
+        let send = &send;
+        let all: Vec<_> = (0..threads).map(|worker| scope.spawn(move || send(worker))).collect();
         all.into_iter().map(|thread| thread.join().unwrap()).max()
     });
-    slowest.unwrap_or_default().as_nanos() as f64 / REQUESTS as f64
+    slowest.unwrap_or_default() as f64 / REQUESTS as f64
+}
+
+/// How long this thread has been on a core, in nanoseconds.
+fn cpu_time() -> u64 {
+    let schedstat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    schedstat.split_whitespace().next().unwrap().parse().unwrap()
 }

@@ -39,6 +39,11 @@ impl Cluster {
         Ok(Self { runtime, client, default_namespace })
     }
 
+    /// The namespace that kubectl uses.
+    pub(crate) fn default_namespace(&self) -> &str {
+        &self.default_namespace
+    }
+
     /// Waits for an answer.
     pub(crate) fn wait<T>(&self, future: impl Future<Output = T>) -> T {
         self.runtime.block_on(future)

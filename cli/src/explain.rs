@@ -267,15 +267,15 @@ fn text(explanation: &Explanation) -> String {
     lines.push(String::new());
     for place in &explanation.destinations {
         let version = place.version.as_ref().map(|v| format!(" version {v}")).unwrap_or_default();
-        lines.push(format!(
-            "to {}{version}: weight {}, {} of requests",
-            place.service,
-            place.weight,
-            percent(place.percent)
-        ));
+        let share = match place.is_fallback {
+            true => "only while another's circuit is open".to_owned(),
+            false => format!("weight {}, {} of requests", place.weight, percent(place.percent)),
+        };
+        lines.push(format!("to {}{version}: {share}", place.service));
         for instance in &place.instances {
             let notes: BTreeMap<&str, Option<&str>> = BTreeMap::from([
                 ("circuit", instance.circuit),
+                ("kept in", instance.kept_in.then_some("as too many others are out")),
                 ("pod", instance.name.as_deref()),
                 ("version", instance.version.as_deref()),
             ]);
@@ -288,7 +288,12 @@ fn text(explanation: &Explanation) -> String {
         }
         lines.extend(place.filters.iter().map(|filter| format!("  filter {filter}")));
         if let Some(circuit) = &place.circuit {
-            lines.push(format!("  circuit policy {circuit}"));
+            let held = place.instances.iter().find_map(|instance| instance.held.as_ref());
+            let held = held.map(|held| format!(", {held}")).unwrap_or_default();
+            lines.push(format!("  circuit policy {circuit}{held}"));
+            if let Some(instead) = place.when_open.as_ref().filter(|_| !place.is_fallback) {
+                lines.push(format!("  while it is open: {instead}"));
+            }
         }
         if let Some(retry) = &place.retry {
             let may =

@@ -11,6 +11,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Offline validation.
 mod check;
+/// Which circuits are open, and holding them by hand.
+mod circuits;
 /// The cluster that kubectl uses.
 mod cluster;
 /// A tour.
@@ -49,8 +51,8 @@ enum Command {
     Explain(explain::Explain),
     /// Say whether rules and policies are in force on every agent of a cluster, and why not.
     Status(status::Status),
-    /// Say which circuits of a cluster are open, since when and why.
-    Circuits(status::Circuits),
+    /// Say which circuits of a cluster are open, since when and why; hold them by hand.
+    Circuits(circuits::Circuits),
     /// Run a small HTTP service to try things with.
     Sample(sample::Sample),
 }
@@ -62,7 +64,7 @@ fn main() -> ExitCode {
         Command::Check(check) => check::run(&check),
         Command::Explain(explain) => explain::run(&explain),
         Command::Status(args) => status::status(&args),
-        Command::Circuits(args) => status::circuits(&args),
+        Command::Circuits(args) => circuits::circuits(&args),
         Command::Sample(sample) => sample::run(&sample),
     };
     done.unwrap_or_else(|error| {

@@ -1,5 +1,4 @@
-//! `switchyard status` and `switchyard circuits`: what the controller has found out of rules, policies and circuits, as it stands in
-//! their status at the API server.
+//! `switchyard status`: what the controller has found out of rules and policies, as it stands in their status at the API server.
 
 use std::process::ExitCode;
 
@@ -8,7 +7,6 @@ use clap::{Args, ValueEnum};
 use kube::CustomResourceExt as _;
 use kube::api::{Api, ApiResource, DynamicObject, ListParams};
 use serde::Serialize;
-use serde_json::Value;
 use switchyard_crds::{CircuitPolicy, RetryPolicy, RouteRule};
 
 use crate::cluster::{Cluster, Scope};
@@ -30,24 +28,8 @@ pub(crate) struct Status {
     output: Output,
 }
 
-/// The flags of `switchyard circuits`.
-#[derive(Args, Debug)]
-#[command(after_help = "\
-Examples:
-  kubectl switchyard circuits -n shop
-  kubectl switchyard circuits -A --output json
-
-Shown are circuits that are open or half-open. Exit status: 0 when there is none, 1 when there are, 2 when that could not be told.")]
-pub(crate) struct Circuits {
-    #[command(flatten)]
-    scope: Scope,
-    /// How the answer is written.
-    #[arg(short, long, value_enum, default_value_t = Output::Text)]
-    output: Output,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Output {
+pub(crate) enum Output {
     /// For people.
     Text,
     /// For programs.
@@ -89,42 +71,6 @@ pub(crate) fn status(args: &Status) -> Result<ExitCode> {
     Ok(if lines.iter().all(|line| line.ready) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Says which circuits are not closed.
-pub(crate) fn circuits(args: &Circuits) -> Result<ExitCode> {
-    let cluster = Cluster::connect()?;
-    let mut circuits = Vec::new();
-    for (_, object) in objects(&cluster, &args.scope)?.iter().filter(|(kind, _)| kind == "CircuitPolicy") {
-        for circuit in object.data["status"]["circuits"].as_array().into_iter().flatten() {
-            let mut circuit = circuit.clone();
-            circuit["policy"] = Value::from(full_name(object));
-            circuits.push(circuit);
-        }
-    }
-    let text = match args.output {
-        Output::Json => serde_json::to_string_pretty(&circuits)? + "\n",
-        Output::Text if circuits.is_empty() => "every circuit is closed\n".to_owned(),
-        Output::Text => {
-            let row = |circuit: &Value| {
-                let text = |field: &str| circuit[field].as_str().unwrap_or_default().to_owned();
-                let nodes = circuit["nodes"].to_string();
-                [
-                    text("destination"),
-                    text("instance"),
-                    text("state"),
-                    text("since"),
-                    nodes,
-                    text("policy"),
-                    text("reason"),
-                ]
-            };
-            let head = ["DESTINATION", "INSTANCE", "STATE", "SINCE", "NODES", "POLICY", "REASON"];
-            table(&head, circuits.iter().map(row).collect())
-        }
-    };
-    output::answer(&text)?;
-    Ok(if circuits.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
 /// All rules and policies that are meant, with their kinds.
 fn objects(cluster: &Cluster, scope: &Scope) -> Result<Vec<(String, DynamicObject)>> {
     let mut all = Vec::new();
@@ -136,13 +82,13 @@ fn objects(cluster: &Cluster, scope: &Scope) -> Result<Vec<(String, DynamicObjec
     Ok(all)
 }
 
-fn list(cluster: &Cluster, namespace: &str, resource: &ApiResource) -> Result<Vec<DynamicObject>> {
+pub(crate) fn list(cluster: &Cluster, namespace: &str, resource: &ApiResource) -> Result<Vec<DynamicObject>> {
     let api: Api<DynamicObject> = Api::namespaced_with(cluster.client.clone(), namespace, resource);
     let listed = cluster.wait(async { api.list(&ListParams::default()).await });
     Ok(listed.with_context(|| format!("cannot list {} in namespace {namespace}", resource.plural))?.items)
 }
 
-fn full_name(object: &DynamicObject) -> String {
+pub(crate) fn full_name(object: &DynamicObject) -> String {
     let own = |name: &Option<String>| name.clone().unwrap_or_default();
     format!("{}/{}", own(&object.metadata.namespace), own(&object.metadata.name))
 }
@@ -173,7 +119,7 @@ fn line(kind: &str, object: &DynamicObject) -> Line {
 }
 
 /// Rows under a head, each column as wide as it must be.
-fn table<const N: usize>(head: &[&str; N], rows: Vec<[String; N]>) -> String {
+pub(crate) fn table<const N: usize>(head: &[&str; N], rows: Vec<[String; N]>) -> String {
     let head = head.map(str::to_owned);
     let all: Vec<[String; N]> = std::iter::once(head).chain(rows).collect();
     let width = |column: usize| all.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
@@ -189,7 +135,7 @@ fn table<const N: usize>(head: &[&str; N], rows: Vec<[String; N]>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 

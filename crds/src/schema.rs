@@ -183,6 +183,7 @@ mod tests {
             ("successThreshold", json!(2)),
             ("timeout", json!("1m")),
             ("errorRateThreshold", json!("50%")),
+            ("maxEjectionPercent", json!("50%")),
             ("override", json!("None")),
             ("scope", json!("Instance")),
             ("backoff", json!({"multiplier": 2, "maxTimeout": "10m", "jitter": "10%"})),

@@ -14,7 +14,7 @@
 /// Instances: servers with knobs.
 pub mod backend;
 /// Building and finding the binaries.
-mod binaries;
+pub mod binaries;
 /// How far chance may go.
 pub mod chance;
 /// Callers with HTTP clients.

@@ -114,6 +114,12 @@ fn circuit(hold: &str, more: &str) -> String {
     format!("{head}spec: {{targetRefs: [{{name: a}}], override: {hold}{more}}}\n")
 }
 
+/// The same, held open until this hour of a day.
+fn until(hour: &str) -> String {
+    let annotations = format!("{{annotations: {{switchyard.dev/hold-until: \"2126-11-24T{hour}:00:00Z\"}}, name: c");
+    circuit("ForceOpen", "").replace("{name: c", &annotations)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn circuits_are_held_by_hand_only_by_who_may_override() {
     let Some(cluster) = Cluster::start().await else { return };
@@ -141,6 +147,10 @@ async fn circuits_are_held_by_hand_only_by_who_may_override() {
         ("editor", circuit("ForceClosed", ""), false, "holding it the other way"),
         ("editor", circuit("ForceOpen", "").replace("{name: a}", "{name: b}"), false, "holding others"),
         ("editor", circuit("ForceOpen", ", scope: Destination"), false, "holding more"),
+        ("editor", until("12"), false, "giving it an end"),
+        ("oncall", until("12"), true, "who may"),
+        ("editor", until("23"), false, "and another end"),
+        ("editor", circuit("ForceOpen", "").replace("{name: c", "{annotations: {\"a\": b}, name: c"), false, "or none"),
         ("editor", circuit("None", ""), true, "letting go"),
         ("editor", circuit("ForceOpen", ""), false, "and holding again"),
     ] {

@@ -3,9 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::net::{IpAddr, UdpSocket};
+use std::process::Command;
 
 use serde_json::{Value, json};
 use switchyard_tests::backend::Backend;
+use switchyard_tests::binaries::binary;
 use switchyard_tests::client::get_request;
 use switchyard_tests::cluster::Cluster;
 use switchyard_tests::load::Load;
@@ -314,4 +316,50 @@ async fn pods_come_and_go_under_load_and_no_request_fails_also_while_the_api_ser
     goes_away(&cluster, &load, second).await;
     takes_part(&load, &fourth).await;
     load.stop().await.all_good();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn circuits_are_held_from_the_command_line_and_let_go() {
+    let Some(cluster) = Cluster::start().await else { return };
+    let controller = Controller::in_cluster(&cluster, "one").await;
+    let token = cluster.node("first");
+    let agent = Switchyard::of_node(&cluster, &[&controller], "first", &token).await;
+    apply_examples(&cluster);
+    says(&cluster, "circuitpolicy", "my-service", "Ready", "True", "Ready").await;
+    let circuits = |args: &[&str]| {
+        let mut command = Command::new(binary("switchyard"));
+        let done = command.env("KUBECONFIG", cluster.kubeconfig()).arg("circuits").args(args).output().unwrap();
+        let said = [done.stdout, done.stderr].map(|text| String::from_utf8(text).unwrap()).join("");
+        (done.status.code(), said)
+    };
+    let states = async || {
+        let shown = client::get(agent.admin, "admin", "/circuits").await.unwrap().text();
+        let shown: Vec<Value> = serde_json::from_str(&shown).unwrap();
+        shown.iter().map(|circuit| circuit["state"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(circuits(&["-n", "shop"]), (Some(0), "every circuit is closed\n".to_owned()));
+
+    let hold = ["hold", "open", "my-service", "-n", "shop", "--for", "10m", "--why", "a drill"];
+    let (code, said) = circuits(&hold);
+    assert!(code == Some(0) && said.starts_with("circuits of shop/my-service are held open until "), "{code:?} {said}");
+    wait_for("all are open", async || states().await == ["open", "open"]).await;
+    wait_for("that is in the status", async || {
+        let (code, said) = circuits(&["-n", "shop"]);
+        code == Some(1) && said.contains("HeldOpen") && said.contains(": a drill") && said.contains("held open by hand")
+    })
+    .await;
+    let annotations = &cluster.get("shop", "circuitpolicy", "my-service")["metadata"]["annotations"];
+    assert!(!annotations["switchyard.dev/hold-by"].as_str().unwrap().is_empty(), "{annotations}");
+    let events = cluster.kubectl(&["get", "events", "-n", "shop", "--field-selector", "reason=Held"]);
+    assert!(events.contains("a drill"), "{events}");
+
+    let (code, said) = circuits(&["release", "my-service", "-n", "shop"]);
+    assert!(code == Some(0) && said.contains("are released"), "{code:?} {said}");
+    wait_for("all are closed", async || states().await == ["closed", "closed"]).await;
+    wait_for("and the status says so", async || circuits(&["-n", "shop"]).0 == Some(0)).await;
+    let annotations = &cluster.get("shop", "circuitpolicy", "my-service")["metadata"]["annotations"];
+    assert_eq!(annotations["switchyard.dev/hold-until"], Value::Null, "{annotations}");
+
+    let (code, said) = circuits(&["hold", "open", "nobody", "-n", "shop", "--for", "1m", "--why", "x"]);
+    assert!(code == Some(2) && said.contains("shop/nobody"), "{code:?} {said}");
 }

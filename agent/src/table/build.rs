@@ -377,3 +377,6 @@ fn describe(destination: &v1::Selector, target: Option<&v1::Selector>) -> String
     let parts: Vec<String> = version.cloned().into_iter().chain(labels).collect();
     if parts.is_empty() { "all".to_owned() } else { parts.join(",") }
 }
+
+#[cfg(test)]
+mod tests;
