@@ -1,5 +1,5 @@
 //! What people and monitoring ask of an agent, over HTTP on an address of its own: `/healthz`, `/readyz`, `/metrics`, `/config`,
-//! `/circuits`. Everything is read; nothing can be changed here.
+//! `/circuits`, `/explain`. Everything is read; nothing can be changed here.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
@@ -16,6 +16,7 @@ use switchyard_proto::v1;
 
 use crate::admit::breaker;
 use crate::clock;
+use crate::explain::Asked;
 use crate::subscribe::Link;
 use crate::table::{Destination, Rule};
 use crate::transitions::shown;
@@ -44,6 +45,7 @@ pub fn router(admin: Admin) -> Router {
         .route("/metrics", get(move || metrics::text(Arc::clone(&registry))))
         .route("/config", get(config))
         .route("/circuits", get(circuits))
+        .route("/explain", post(explain))
         .with_state(admin)
 }
 
@@ -150,6 +152,15 @@ fn destination(destination: &Destination) -> Value {
         // One list per port of the routed Service.
         "instances": instances,
     })
+}
+
+/// What would become of a request, by the table in force and the circuits as they are.
+async fn explain(State(admin): State<Admin>, Json(asked): Json<Asked>) -> Response {
+    let now = admin.shared.runtime.millis(clock::now());
+    match asked.answer(&admin.shared.table.load(), now) {
+        Ok(answer) => Json(answer).into_response(),
+        Err(why) => (StatusCode::BAD_REQUEST, format!("{why}\n")).into_response(),
+    }
 }
 
 async fn circuits(State(admin): State<Admin>) -> Response {

@@ -1,10 +1,11 @@
 //! Why a request goes where it goes: the same matcher and the same table as the proxy, asked in words.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use http::header::HOST;
 use http::{HeaderMap, Method};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use switchyard_proto::v1::Protocol;
 
 use crate::admit::{self, Standing};
@@ -18,7 +19,7 @@ use crate::table::{Destination, Filters, Instance, RetrySettings, Rule, Service,
 use crate::transitions::shown;
 
 /// Everything about one request.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Explanation {
     /// `namespace/name` of the Service.
     pub service: String,
@@ -43,7 +44,7 @@ pub struct Explanation {
 }
 
 /// What keeps a user in one destination.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Sticks {
     /// What tells users apart.
     pub by: String,
@@ -52,14 +53,14 @@ pub struct Sticks {
 }
 
 /// A reply that the agent makes itself.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Refused {
     /// The share of the requests that get it, in percent.
     pub percent: f64,
     /// Its status.
     pub status: u16,
     /// The word in `x-switchyard-reason`.
-    pub reason: &'static str,
+    pub reason: Cow<'static, str>,
     /// The line in its body.
     pub detail: String,
 }
@@ -68,12 +69,12 @@ impl Refused {
     /// A refusal of this share of the requests.
     pub fn new(refusal: Refusal, percent: f64) -> Self {
         let (status, reason) = (refusal.status().as_u16(), refusal.reason.word());
-        Self { percent, status, reason, detail: refusal.detail }
+        Self { percent, status, reason: reason.into(), detail: refusal.detail }
     }
 }
 
 /// One entry of the ordered list.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Considered {
     /// `namespace/name` of the RouteRule.
     pub rule: String,
@@ -86,7 +87,7 @@ pub struct Considered {
 }
 
 /// One destination as it is in force.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Where {
     /// `namespace/name` of the Service.
     pub service: String,
@@ -111,7 +112,7 @@ pub struct Where {
 }
 
 /// One instance.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct InstanceState {
     /// Where it listens.
     pub address: String,
@@ -120,7 +121,7 @@ pub struct InstanceState {
     /// Its version, if it has one.
     pub version: Option<String>,
     /// `closed`, `open`, `half-open`; none: no policy.
-    pub circuit: Option<&'static str>,
+    pub circuit: Option<Cow<'static, str>>,
     /// How the circuit is held by hand.
     pub held: Option<String>,
     /// It is asked only because too many others are out.
@@ -130,25 +131,98 @@ pub struct InstanceState {
 }
 
 /// A retry policy in force.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Retry {
     /// `namespace/name` of the policy.
     pub policy: String,
     /// Retries after the first try.
     pub max_retries: u32,
     /// How the wait grows.
-    pub strategy: &'static str,
+    pub strategy: Cow<'static, str>,
     /// Whether this request's method may be sent twice.
     pub method_may_repeat: bool,
 }
 
 /// Limits of time, in milliseconds.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Timeouts {
     /// For the whole request.
     pub request_ms: Option<u128>,
     /// For each try.
     pub backend_request_ms: Option<u128>,
+}
+
+/// What can be said of a request.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Answer {
+    /// What becomes of it.
+    Explained(Box<Explanation>),
+    /// It is for nobody, or is none that can be passed on.
+    Refused {
+        /// The reply.
+        refused: Refused,
+    },
+}
+
+impl From<Result<Explanation, Refusal>> for Answer {
+    fn from(explained: Result<Explanation, Refusal>) -> Self {
+        match explained {
+            Ok(explanation) => Self::Explained(Box::new(explanation)),
+            Err(refusal) => Self::Refused { refused: Refused::new(refusal, 100.0) },
+        }
+    }
+}
+
+/// A request to explain, as it is put to an agent that runs.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Asked {
+    /// Its method.
+    pub method: String,
+    /// Its target: a path, and perhaps a query.
+    pub target: String,
+    /// Its header fields, Host among them.
+    pub headers: Vec<(String, String)>,
+    /// Who sends it: `NAMESPACE/POD`, or any caller of a `NAMESPACE`.
+    #[serde(default)]
+    pub from: Option<String>,
+}
+
+impl Asked {
+    /// What this table makes of it. `now` is the time as circuits count it.
+    ///
+    /// # Errors
+    /// It is no request, or from nobody that the agent knows.
+    pub fn answer(&self, table: &Table, now: admit::window::Millis) -> Result<Answer, String> {
+        let mut request = http::Request::builder().method(self.method.as_str()).uri(&self.target);
+        for (name, value) in &self.headers {
+            request = request.header(name, value);
+        }
+        let mut request = request.body(()).map_err(|error| error.to_string())?.into_parts().0;
+        let caller = match self.from.as_deref().map(|from| (from, from.split_once('/'))) {
+            None => None,
+            Some((namespace, None)) => {
+                Some(Arc::new(Workload { namespace: namespace.to_owned(), ..Workload::default() }))
+            }
+            Some((from, Some((namespace, name)))) => {
+                let mut known = table.addresses.workloads();
+                let found = known.find(|workload| workload.namespace == namespace && workload.name == name);
+                Some(Arc::clone(found.ok_or_else(|| format!("this agent knows no Pod {from}"))?))
+            }
+        };
+        let explained = message::prepare(&mut request).and_then(|_| {
+            let question = Question {
+                method: &request.method,
+                path: request.uri.path(),
+                query: request.uri.query(),
+                headers: &request.headers,
+                caller: caller.as_deref(),
+            };
+            explain(table, &question, now)
+        });
+        Ok(explained.into())
+    }
 }
 
 /// A request to explain, after [`crate::message::prepare`].
@@ -331,7 +405,7 @@ fn place(
                 address: instance.address.to_string(),
                 name: given(&instance.name),
                 version: given(&instance.version),
-                circuit: instance.circuit.as_ref().map(|c| shown(c.breaker.state(), c.held(now))),
+                circuit: instance.circuit.as_ref().map(|c| shown(c.breaker.state(), c.held(now)).into()),
                 held: instance
                     .circuit
                     .as_ref()
@@ -369,7 +443,8 @@ fn retry(policy: &RetrySettings, method: &Method) -> Retry {
             Strategy::Exponential => "Exponential",
             Strategy::Fibonacci => "Fibonacci",
             Strategy::DecorrelatedJitter => "DecorrelatedJitter",
-        },
+        }
+        .into(),
         method_may_repeat: policy.methods.contains(method),
     }
 }

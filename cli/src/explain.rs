@@ -6,11 +6,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
+use bytes::Bytes;
 use clap::{Args, ValueEnum};
 use http::header::{HOST, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, Uri};
-use switchyard_agent::explain::{Considered, Explanation, Question, Refused, explain};
+use http_body_util::{BodyExt as _, Full};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+use switchyard_agent::explain::{Answer, Asked, Considered, Explanation, Question, explain};
 use switchyard_agent::message;
 use switchyard_agent::refusal::Refusal;
 use switchyard_agent::resources::Resources;
@@ -35,6 +39,7 @@ Examples:
   switchyard explain --manifests examples/canary -H 'x-version: v2' \\
     -X POST 'http://my-service.shop/cart?beta=1'
   switchyard explain --manifests rules --from web/frontend-0 http://my-service.shop/
+  switchyard explain --agent 127.0.0.1:15020 http://my-service.shop/
   kubectl switchyard explain -n shop -H 'x-version: v2' http://my-service.shop/
 
 Exit status: 0 when the request would be routed, or answered as its rule says, 1 when it would be refused, 2 when that could
@@ -46,6 +51,9 @@ pub(crate) struct Explain {
     /// The folder of manifests; without it, the cluster that kubectl uses.
     #[arg(long, value_name = "DIR")]
     manifests: Option<PathBuf>,
+    /// An agent that runs, by its admin address, such as 127.0.0.1:15020: what it has in force, and its circuits as they are
+    #[arg(long, value_name = "ADDR", conflicts_with_all = ["manifests", "namespace", "all_namespaces", "default_service"])]
+    agent: Option<String>,
     #[command(flatten)]
     scope: Scope,
     /// A header field of the request.
@@ -76,24 +84,50 @@ enum Output {
 /// Explains one request.
 pub(crate) fn run(args: &Explain) -> Result<ExitCode> {
     let mut request = request(args)?;
-    let offline = Offline::of(args)?;
-    let explained = message::prepare(&mut request).and_then(|_| offline.explain(&request));
-    let (json, text, is_routed) = match explained {
-        Ok(explanation) => {
-            let is_routed = explanation.refused.as_ref().is_none_or(|refused| refused.percent < 100.0);
-            (serde_json::to_value(&explanation)?, text(&explanation), is_routed)
-        }
-        Err(refusal) => {
-            let refused = Refused::new(refusal, 100.0);
-            let text = format!("refused: {} {}: {}\n", refused.status, refused.reason, refused.detail);
-            (serde_json::json!({ "refused": refused }), text, false)
+    let answer = match &args.agent {
+        Some(agent) => ask(agent, &request, args.from.clone())?,
+        None => {
+            let offline = Offline::of(args)?;
+            message::prepare(&mut request).and_then(|_| offline.explain(&request)).into()
         }
     };
-    output::answer(&match args.output {
-        Output::Json => serde_json::to_string_pretty(&json)? + "\n",
-        Output::Text => text,
+    let is_routed = match &answer {
+        Answer::Explained(it) => it.refused.as_ref().is_none_or(|refused| refused.percent < 100.0),
+        Answer::Refused { .. } => false,
+    };
+    output::answer(&match (args.output, &answer) {
+        (Output::Json, answer) => serde_json::to_string_pretty(answer)? + "\n",
+        (Output::Text, Answer::Explained(explanation)) => text(explanation),
+        (Output::Text, Answer::Refused { refused }) => {
+            format!("refused: {} {}: {}\n", refused.status, refused.reason, refused.detail)
+        }
     })?;
     Ok(if is_routed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Asks an agent that runs.
+fn ask(agent: &str, request: &Parts, from: Option<String>) -> Result<Answer> {
+    let field = |(name, value): (&HeaderName, &HeaderValue)| {
+        let value = value.to_str().with_context(|| format!("-H {name}: an agent can be asked about ASCII only"))?;
+        anyhow::Ok((name.to_string(), value.to_owned()))
+    };
+    let headers = request.headers.iter().map(field).collect::<Result<_>>()?;
+    let asked = Asked { method: request.method.to_string(), target: request.uri.to_string(), headers, from };
+    let post = http::Request::post(format!("http://{agent}/explain"))
+        .header(http::header::CONTENT_TYPE, "application/json")
+        .body(Full::new(Bytes::from(serde_json::to_vec(&asked)?)))
+        .with_context(|| format!("--agent {agent}: not an address, such as 127.0.0.1:15020"))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (status, body) = runtime.block_on(async {
+        let client = Client::builder(TokioExecutor::new()).build_http();
+        let reply = client.request(post).await.with_context(|| format!("--agent {agent}: no agent answers there"))?;
+        anyhow::Ok((reply.status(), reply.into_body().collect().await?.to_bytes()))
+    })?;
+    if !status.is_success() {
+        bail!("--agent {agent}: {status}: {}", String::from_utf8_lossy(&body).trim_end());
+    }
+    serde_json::from_slice(&body)
+        .with_context(|| format!("--agent {agent}: what answers there is no agent of this version"))
 }
 
 /// The request as curl would send it: the URL's authority is its Host, unless a header field says otherwise.
@@ -274,7 +308,7 @@ fn text(explanation: &Explanation) -> String {
         lines.push(format!("to {}{version}: {share}", place.service));
         for instance in &place.instances {
             let notes: BTreeMap<&str, Option<&str>> = BTreeMap::from([
-                ("circuit", instance.circuit),
+                ("circuit", instance.circuit.as_deref()),
                 ("kept in", instance.kept_in.then_some("as too many others are out")),
                 ("pod", instance.name.as_deref()),
                 ("version", instance.version.as_deref()),

@@ -6,10 +6,13 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use http::Request;
 use serde_json::Value;
-use switchyard_tests::binary;
-use switchyard_tests::manifests::{Manifests, canary, rule};
-use switchyard_tests::process::{example, output};
+use switchyard_tests::backend::Backend;
+use switchyard_tests::client::{self, empty};
+use switchyard_tests::manifests::{Manifests, canary, circuit, rule};
+use switchyard_tests::process::{Switchyard, example, output};
+use switchyard_tests::{binary, wait_for};
 
 fn explain(args: &[&str]) -> (i32, String) {
     explain_in(&example("canary"), args)
@@ -276,4 +279,45 @@ fn what_a_rule_does_besides_and_what_it_answers_itself_is_said_with_its_share() 
     let (_, said) = explain_in(manifests.path(), &["http://my-service.shop/"]);
     assert!(said.contains("20% of requests would be answered 503 fault"), "{said}");
     assert!(said.contains("sticks   by header x-user"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_runs_gives_the_same_answer_and_tells_of_its_circuits() {
+    let (v1, v2) = (Backend::start("v1").await, Backend::start("v2").await);
+    let manifests = Manifests::canary(&[("v1", v1.address), ("v2", v2.address)], 20, 80);
+    manifests.write("circuit.yaml", &circuit("failureThreshold: 1"));
+    let switchyard = Switchyard::run(manifests.path()).await;
+    let agent = switchyard.admin.to_string();
+    let both = |request: &[&str]| {
+        let request = [request, &["--output", "json"]].concat();
+        let offline = explain_in(manifests.path(), &request);
+        let done = output("switchyard", &[&["explain", "--agent", &agent], &request[..]].concat());
+        let live = (done.status.code().unwrap(), String::from_utf8(done.stdout).unwrap());
+        (offline, live)
+    };
+    for request in [
+        &["-H", "x-version: v2", "http://my-service.shop/cart?a=b"][..],
+        &["-X", "POST", "http://my-service.shop/"],
+        &["--from", "web", "http://my-service.shop/"],
+        &["http://nobody.shop/"],
+    ] {
+        let (offline, live) = both(request);
+        assert_eq!(live, offline, "{request:?}");
+    }
+
+    v2.fail();
+    wait_for("the circuit opens", async || {
+        let ask = Request::get("/").header("host", "my-service.shop").header("x-version", "v2").body(empty()).unwrap();
+        client::ask(switchyard.http, ask).await.unwrap();
+        switchyard.circuit(v2.address).await.as_deref() == Some("open")
+    })
+    .await;
+    let (_, (_, live)) = both(&["-H", "x-version: v2", "http://my-service.shop/"]);
+    let live: Value = serde_json::from_str(&live).unwrap();
+    assert_eq!(live["destinations"][0]["instances"][0]["circuit"], "open", "{live}");
+
+    let wrong =
+        output("switchyard", &["explain", "--agent", &agent, "--from", "web/nobody", "http://my-service.shop/"]);
+    let said = String::from_utf8_lossy(&wrong.stderr).into_owned();
+    assert!(wrong.status.code() == Some(2) && said.contains("web/nobody"), "{said}");
 }
