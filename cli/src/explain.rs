@@ -349,7 +349,7 @@ fn text(explanation: &Explanation) -> String {
             100.0 => String::new(),
             share => format!("{} of requests ", percent(share)),
         };
-        let (status, reason, detail) = (refused.status, refused.reason, &refused.detail);
+        let (status, reason, detail) = (refused.status, &refused.reason, &refused.detail);
         lines.extend([String::new(), format!("{share}would be answered {status} {reason}: {detail}")]);
     }
     lines.join("\n") + "\n"
