@@ -17,7 +17,6 @@ fn the_line_is_shown_with_what_is_meant_underlined() {
     let mut finding = finding(12, 15, 7);
     finding.others = vec!["shop/other".into(), "shop/third".into()];
     finding.example = Some(ExampleRequest {
-        caller: None,
         method: "GET".into(),
         path: "/x".into(),
         headers: vec![("x-version".into(), "v2".into())],
