@@ -81,7 +81,7 @@ metadata: {name: switchyard-agent, namespace: switchyard}
         self.apply_file(&repository().join("crds/yaml"));
         wait_for("the API server serves the three kinds", async || {
             // The last field of each kind to have come.
-            ["routerules.spec.stickiness", "circuitpolicies.spec.maxEjectionPercent", "retrypolicies.spec.hedge"]
+            ["routerules.spec.stickiness", "circuitpolicies.spec.slowCalls", "retrypolicies.spec.hedge"]
                 .iter()
                 .all(|field| self.try_kubectl(&["explain", field]).status.success())
         })

@@ -184,8 +184,7 @@ fn older(mut crd: Value, without: &str) -> Value {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_stored_survives_an_upgrade_of_the_schemas() {
     let Some(cluster) = Cluster::start().await else { return };
-    for (plural, newer) in
-        [("routerules", "stickiness"), ("circuitpolicies", "maxEjectionPercent"), ("retrypolicies", "hedge")]
+    for (plural, newer) in [("routerules", "stickiness"), ("circuitpolicies", "slowCalls"), ("retrypolicies", "hedge")]
     {
         let crd = cluster.get("shop", "crd", &format!("{plural}.switchyard.dev"));
         cluster.apply(&older(crd, newer).to_string());
