@@ -89,12 +89,13 @@ async fn to_instance(
         }
         let instance = table.instance(at);
         let connected = forward::connect(instance.address, caller.source).await;
-        instance.series.connection(worker.index, connected.is_ok());
+        let series = table.series(at);
+        series.connection(worker.index, connected.is_ok());
         match connected {
             Ok(stream) => {
                 permit.close(MADE);
                 let load = OnInstance::new(worker, &instance.load);
-                return Some(Made { stream, series: Arc::clone(&instance.series), _load: Some(load) });
+                return Some(Made { stream, series: Arc::clone(series), _load: Some(load) });
             }
             Err(outcome) => {
                 permit.close(outcome);
