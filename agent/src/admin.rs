@@ -94,7 +94,7 @@ async fn config(State(admin): State<Admin>) -> Response {
         .addresses
         .workloads()
         .map(|w| {
-            let shown = json!({"addresses": w.addresses, "serviceAccount": w.service_account});
+            let shown = json!({"addresses": w.addresses, "serviceAccount": w.service_account, "labels": w.labels});
             (format!("{}/{}", w.namespace, w.name), shown)
         })
         .collect();

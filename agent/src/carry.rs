@@ -94,12 +94,13 @@ async fn to_instance(
         }
         let instance = table.instance(at);
         let connected = forward::connect_within(instance, caller.source, worker.index).await;
-        instance.series.connection(worker.index, connected.is_ok());
+        let series = table.series(at);
+        series.connection(worker.index, connected.is_ok());
         match connected {
             Ok((stream, slot)) => {
                 permit.close(MADE);
                 let load = OnInstance::new(worker, &instance.load);
-                return Some(Made { stream, series: Arc::clone(&instance.series), _load: Some(load), _slot: slot });
+                return Some(Made { stream, series: Arc::clone(series), _load: Some(load), _slot: slot });
             }
             Err(outcome) => {
                 permit.close(outcome);

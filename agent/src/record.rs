@@ -84,7 +84,7 @@ impl Drop for Exchange {
             }
         }
         let series = match (self.at, self.service, self.turned_away) {
-            (Some(at), _, _) => &self.table.instance(at).series,
+            (Some(at), _, _) => self.table.series(at),
             (None, Some(service), Some((rule, destination))) => {
                 let rule = self.table.at(service).rule(rule);
                 destination.and_then(|d| rule.destinations.get(d)).map_or(&rule.series, |d| &d.series)

@@ -16,7 +16,7 @@ use crate::admit::ejections::Ejections;
 use crate::admit::limits::InUse;
 use crate::admit::window::Millis;
 use crate::clock;
-use crate::record::metrics::{Retries, Series};
+use crate::record::metrics::{Retries, Series, SeriesKey, series_key};
 use crate::retry::budget::{Budget, Limits};
 use crate::table::{CircuitSettings, Held, ServiceKey};
 
@@ -41,7 +41,7 @@ struct Kept {
     loads: HashMap<(ServiceKey, SocketAddr), Entry<Load>>,
     services: HashMap<ServiceKey, Entry<ServiceRuntime>>,
     budgets: HashMap<(ServiceKey, String), Entry<Budget>>,
-    series: HashMap<[String; 4], Entry<Series>>,
+    series: HashMap<SeriesKey, Entry<Series>>,
     next_load: u64,
 }
 
@@ -355,9 +355,13 @@ impl Runtime {
 
     /// The counters of a destination: of which Service, by which rule, to which Service and version.
     pub fn series(&self, service: &str, rule: &str, target: &str, version: &str) -> Arc<Series> {
-        let key = [service, rule, target, version].map(str::to_owned);
-        let workers = self.workers;
-        find(&mut self.kept().series, key.clone(), || Series::new(key, workers))
+        let key = series_key([service, rule, target, version]);
+        let mut kept = self.kept();
+        if let Some(known) = kept.series.get(key.as_str()) {
+            return Arc::clone(&known.value);
+        }
+        let key = SeriesKey::from(key);
+        find(&mut kept.series, Arc::clone(&key), || Series::new(key, self.workers))
     }
 
     /// The budget of a policy for the calls to one Service. It keeps what it holds unless the policy's numbers change.
@@ -392,7 +396,7 @@ impl Runtime {
     /// The counters of every destination, in order of their labels.
     pub fn all_series(&self) -> Vec<Arc<Series>> {
         let mut all: Vec<_> = self.kept().series.values().map(|e| Arc::clone(&e.value)).collect();
-        all.sort_by(|a, b| a.labels.cmp(&b.labels));
+        all.sort_by(|a, b| a.labels().cmp(&b.labels()));
         all
     }
 

@@ -293,6 +293,11 @@ impl Table {
     pub fn instance(&self, at: At) -> &Instance {
         &self.destination(at).ports[at.port].ready[at.instance]
     }
+
+    /// Where the requests of a choice are counted: by rule and version, not by instance.
+    pub fn series(&self, at: At) -> &Arc<Series> {
+        self.destination(at).series_of(self.instance(at))
+    }
 }
 
 /// `my-service:80` is `my-service` and 80; the port may be empty (RFC 3986 section 3.2.3). What is no port is part of the name.

@@ -61,7 +61,7 @@ impl Collector {
         let help = "Requests by where they went, or would have gone, and the class of the status that the caller saw.";
         let mut metric = encoder.encode_descriptor("switchyard_requests", help, None, MetricType::Counter)?;
         for series in &all {
-            let [service, rule, destination, version] = &series.labels;
+            let [service, rule, destination, version] = series.labels();
             for (class, count) in CLASSES.iter().zip(series.classes()).filter(|(_, count)| *count > 0) {
                 let labels: Labels<'_, 5> = [
                     ("service", service),
@@ -77,7 +77,7 @@ impl Collector {
         let name = "switchyard_request_duration_seconds";
         let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
         for series in &all {
-            let [service, rule, destination, version] = &series.labels;
+            let [service, rule, destination, version] = series.labels();
             let labels: Labels<'_, 4> =
                 [("service", service), ("rule", rule), ("destination", destination), ("version", version)];
             let latency = series.latency();
@@ -113,7 +113,7 @@ impl Collector {
         ] {
             let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             for series in &all {
-                let [service, rule, destination, version] = &series.labels;
+                let [service, rule, destination, version] = series.labels();
                 for (word, count) in counts(series).into_iter().filter(|(_, count)| *count > 0) {
                     let labels: Labels<'_, 5> = [
                         ("service", service),

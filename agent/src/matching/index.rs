@@ -89,6 +89,8 @@ enum Field {
     Namespace,
     /// The caller's account.
     Account,
+    /// Both: namespace/account.
+    Identity,
     Header(HeaderName),
     Query(Box<[u8]>),
     Cookie(Box<[u8]>),
@@ -98,12 +100,20 @@ enum Field {
 /// What values there may be, and who asks for each.
 #[derive(Debug, Default)]
 struct Values {
-    /// By its hash.
-    is: Map<u64, Bucket>,
+    is: Is,
     begins: Option<Box<Begins>>,
     contains: Option<Box<Contains>>,
     /// Whatever it is.
-    present: Option<Bucket>,
+    present: Option<Box<Bucket>>,
+}
+
+/// Whole values, by their hashes.
+#[derive(Debug, Default)]
+enum Is {
+    #[default]
+    None,
+    One(u64, Bucket),
+    Many(Map<u64, Bucket>),
 }
 
 /// Beginnings of values.
@@ -252,6 +262,13 @@ impl Search<'_, '_> {
             Field::Port => self.value(values, &view.port.to_be_bytes()),
             Field::Namespace => self.optional(values, caller.map(|caller| caller.namespace.as_bytes())),
             Field::Account => self.optional(values, caller.map(|caller| caller.service_account.as_bytes())),
+            Field::Identity => fields::with_buffer(|identity: &mut Vec<u8>| {
+                let Some(caller) = caller else { return };
+                for part in [&caller.namespace, "/", &caller.service_account] {
+                    identity.extend_from_slice(part.as_bytes());
+                }
+                self.value(values, identity);
+            }),
             Field::Header(name) => fields::header(view.headers, name, |value| self.optional(values, value)),
             Field::Query(name) => fields::parameter(view.query, name, |value| self.optional(values, value)),
             Field::Cookie(name) => self.optional(values, fields::cookie(view.headers, name)),
@@ -305,9 +322,12 @@ impl Search<'_, '_> {
     }
 
     fn value(&mut self, values: &Values, value: &[u8]) {
-        if !values.is.is_empty()
-            && let Some(bucket) = values.is.get(&hash(value))
-        {
+        let whole = match &values.is {
+            Is::None => None,
+            Is::One(hashed, bucket) => (*hashed == hash(value)).then_some(bucket),
+            Is::Many(by_hash) => by_hash.get(&hash(value)),
+        };
+        if let Some(bucket) = whole {
             self.bucket(bucket);
         }
         if let Some(begins) = &values.begins {

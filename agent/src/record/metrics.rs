@@ -4,6 +4,7 @@
 //! configuration alone (Services, rules, versions), never from requests, so what a caller sends cannot make them many.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::refusal::Reason;
@@ -31,12 +32,21 @@ impl Cell {
     }
 }
 
-/// The counters of one destination: a Service, the rule that led to it, the Service and version it belongs to.
+/// The counters of one destination: a Service, the rule that led to it, the Service and version it belongs to. There may be thousands, of
+/// which few ever count anything: they take their memory when they do.
 #[derive(Debug)]
 pub struct Series {
-    /// Service, rule, destination Service, version.
-    pub labels: [String; 4],
-    shards: Box<[SeriesShard]>,
+    key: SeriesKey,
+    workers: usize,
+    shards: OnceLock<Box<[SeriesShard]>>,
+}
+
+/// Names a series: service, rule, destination Service and version, line by line.
+pub type SeriesKey = Arc<str>;
+
+/// The key of a series with these labels. None of them has more than a line.
+pub fn series_key(labels: [&str; 4]) -> String {
+    labels.join("\n")
 }
 
 #[derive(Debug, Default)]
@@ -115,13 +125,27 @@ pub struct Latency {
 
 impl Series {
     /// Counters at zero for so many workers.
-    pub fn new(labels: [String; 4], workers: usize) -> Self {
-        Self { labels, shards: (0..workers).map(|_| SeriesShard::default()).collect() }
+    pub fn new(key: SeriesKey, workers: usize) -> Self {
+        Self { key, workers, shards: OnceLock::new() }
+    }
+
+    /// Service, rule, destination Service, version.
+    pub fn labels(&self) -> [&str; 4] {
+        let mut lines = self.key.splitn(4, '\n');
+        std::array::from_fn(|_| lines.next().unwrap_or_default())
+    }
+
+    fn shard(&self, worker: usize) -> &SeriesShard {
+        &self.shards.get_or_init(|| (0..self.workers).map(|_| SeriesShard::default()).collect())[worker]
+    }
+
+    fn shards(&self) -> impl Iterator<Item = &SeriesShard> {
+        self.shards.get().into_iter().flatten()
     }
 
     /// Counts one request. `status` 0: the caller left before there was one.
     pub fn count(&self, worker: usize, status: u16, took: Duration) {
-        let shard = &self.shards[worker];
+        let shard = self.shard(worker);
         let class = match status / 100 {
             class @ 1..=5 => usize::from(class) - 1,
             _ => CLASSES.len() - 1,
@@ -134,23 +158,23 @@ impl Series {
 
     /// Requests by class, in the order of [`CLASSES`].
     pub fn classes(&self) -> [u64; CLASSES.len()] {
-        std::array::from_fn(|class| self.shards.iter().map(|s| s.classes[class].get()).sum())
+        std::array::from_fn(|class| self.shards().map(|s| s.classes[class].get()).sum())
     }
 
     /// Counts a connection that is not HTTP: it was made, or could not be.
     pub fn connection(&self, worker: usize, made: bool) {
-        let shard = &self.shards[worker];
+        let shard = self.shard(worker);
         if made { shard.opened.add(1) } else { shard.failed.add(1) }
     }
 
     /// Counts bytes of such connections.
     pub fn carried(&self, worker: usize, direction: Direction, bytes: usize) {
-        self.shards[worker].carried[direction as usize].add(bytes as u64);
+        self.shard(worker).carried[direction as usize].add(bytes as u64);
     }
 
     /// Connections that were made, and that could not be.
     pub fn connections(&self) -> [(&'static str, u64); 2] {
-        let sum = |of: fn(&SeriesShard) -> &Cell| self.shards.iter().map(|shard| of(shard).get()).sum();
+        let sum = |of: fn(&SeriesShard) -> &Cell| self.shards().map(|shard| of(shard).get()).sum();
         [("opened", sum(|shard| &shard.opened)), ("failed", sum(|shard| &shard.failed))]
     }
 
@@ -158,25 +182,25 @@ impl Series {
     pub fn bytes(&self) -> [(&'static str, u64); 2] {
         Direction::ALL.map(|direction| {
             let of = |shard: &SeriesShard| shard.carried[direction as usize].get();
-            (direction.word(), self.shards.iter().map(of).sum())
+            (direction.word(), self.shards().map(of).sum())
         })
     }
 
     /// Counts a copy of a request.
     pub fn copied(&self, worker: usize, what: Copied) {
-        self.shards[worker].copies[what as usize].add(1);
+        self.shard(worker).copies[what as usize].add(1);
     }
 
     /// Copies of requests, by what became of them.
     pub fn copies(&self) -> [(&'static str, u64); Copied::ALL.len()] {
-        Copied::ALL.map(|what| (what.word(), self.shards.iter().map(|shard| shard.copies[what as usize].get()).sum()))
+        Copied::ALL.map(|what| (what.word(), self.shards().map(|shard| shard.copies[what as usize].get()).sum()))
     }
 
     /// How long they took.
     pub fn latency(&self) -> Latency {
         Latency {
-            buckets: std::array::from_fn(|bucket| self.shards.iter().map(|s| s.buckets[bucket].get()).sum()),
-            sum_micros: self.shards.iter().map(|s| s.sum_micros.get()).sum(),
+            buckets: std::array::from_fn(|bucket| self.shards().map(|s| s.buckets[bucket].get()).sum()),
+            sum_micros: self.shards().map(|s| s.sum_micros.get()).sum(),
         }
     }
 }
@@ -304,7 +328,8 @@ mod tests {
 
     #[test]
     fn a_request_is_counted_in_its_class_and_bucket() {
-        let series = Series::new(Default::default(), 2);
+        let series = Series::new(series_key(["a/b", "a/rule", "a/b", ""]).into(), 2);
+        assert_eq!((series.labels(), series.classes()), (["a/b", "a/rule", "a/b", ""], [0; 6]));
         series.count(0, 200, Duration::from_micros(500));
         series.count(1, 204, Duration::from_micros(501));
         series.count(1, 503, Duration::from_secs(60));

@@ -50,13 +50,14 @@ pub(super) fn service(resources: &Resources, key: &ServiceKey, fingerprint: Vec<
         .iter()
         .filter_map(|p| Some(Port { number: u16::try_from(p.port).ok()?, protocol: p.protocol() }))
         .collect();
+    let label: Arc<str> = key.to_string().into();
+    let (retries, policies, resolved) = Default::default();
     let mut builder =
-        Builder { resources, runtime, key, ports: &ports, routes, retries: Vec::new(), policies: RefCell::default() };
+        Builder { resources, runtime, key, label: &label, ports: &ports, routes, retries, policies, resolved };
     builder.retries = routes.retries.iter().map(|policy| builder.retry(policy)).collect();
     // An entry that does not compile was turned down when it came in, so none is lost here.
     let entries: Vec<Entry> = routes.matches.iter().filter_map(|entry| Entry::compile(entry).ok()).collect();
     Service {
-        label: key.to_string().into(),
         index: Index::new(&entries),
         entries,
         rules: routes.rules.iter().map(|rule| builder.rule(rule)).collect(),
@@ -71,6 +72,7 @@ pub(super) fn service(resources: &Resources, key: &ServiceKey, fingerprint: Vec<
         }),
         runtime: runtime.service(key),
         key: key.clone(),
+        label: Arc::clone(&label),
         ports,
         cluster_ips: routes.cluster_ips.iter().filter_map(|ip| ip.parse().ok()).collect(),
         intercepted: routes.intercepted,
@@ -95,13 +97,19 @@ struct Builder<'a> {
     resources: &'a Resources,
     runtime: &'a Runtime,
     key: &'a ServiceKey,
+    label: &'a Arc<str>,
     ports: &'a [Port],
     routes: &'a v1::ServiceRoutes,
     /// The retry policies attached to the Service, in the order of `routes`.
     retries: Vec<Arc<RetrySettings>>,
     /// The circuit policies of the Services that requests go to, as they are found.
     policies: RefCell<BTreeMap<ServiceKey, Rc<Policies>>>,
+    /// What destinations mean on a port, as far as it is known: thousands of rules may mean the same.
+    resolved: RefCell<HashMap<Meant, Arc<PortInstances>>>,
 }
+
+/// Names the instances that a destination means: Service, port, version, labels; and the port that was asked for.
+type Meant = (ServiceKey, u32, String, BTreeMap<String, String>, u16);
 
 impl Builder<'_> {
     fn retry(&self, wire: &v1::RetryPolicy) -> Arc<RetrySettings> {
@@ -136,19 +144,24 @@ impl Builder<'_> {
 
     fn series(&self, rule: &str, target: &str, version: &str) -> Arc<Series> {
         let rule = if rule.is_empty() { DEFAULT_RULE } else { rule };
-        self.runtime.series(&self.key.to_string(), rule, target, version)
+        self.runtime.series(self.label, rule, target, version)
     }
 
     fn destination(&self, rule: &v1::Rule, wire: &v1::Destination, named: Option<&Arc<RetrySettings>>) -> Destination {
         let target = destination_key(wire);
         let nothing = v1::Selector::default();
         let selector = wire.selector.as_ref().unwrap_or(&nothing);
-        let label: Arc<str> = target.to_string().into();
+        let label = if target == *self.key { Arc::clone(self.label) } else { target.to_string().into() };
         let attached = self.routes.retries.iter().zip(&self.retries);
         let attached =
             attached.filter(|(policy, _)| covers(policy.target.as_ref(), selector)).map(|(_, settings)| settings);
         let policies = self.policies(&target);
-        let ports = self.ports.iter().map(|port| self.instances(&rule.name, wire, *port, &policies, named)).collect();
+        let ports: Vec<_> = self.ports.iter().map(|port| self.instances(wire, *port, &policies, named)).collect();
+        let own = |version: &str| version.is_empty() || version == selector.version;
+        let others = ports.iter().flat_map(|port| &port.ready).map(|instance| &instance.version);
+        let others: BTreeSet<&Arc<str>> = others.filter(|version| !own(version)).collect();
+        let of_version = |version: &Arc<str>| (Arc::clone(version), self.series(&rule.name, &label, version));
+        let series_by_version = others.into_iter().map(of_version).collect();
         Destination {
             version: selector.version.as_str().into(),
             weight: wire.weight,
@@ -156,6 +169,7 @@ impl Builder<'_> {
             retry: named.into_iter().chain(attached).next().cloned(),
             filters: self.filters(rule, &wire.filters),
             series: self.series(&rule.name, &label, &selector.version),
+            series_by_version,
             service: label,
             fallback: None,
             is_fallback: false,
@@ -238,7 +252,23 @@ impl Builder<'_> {
 
     fn instances(
         &self,
-        rule: &str,
+        wire: &v1::Destination,
+        asked: Port,
+        policies: &Policies,
+        named: Option<&Arc<RetrySettings>>,
+    ) -> Arc<PortInstances> {
+        // With a policy of the rule's own they are the rule's own.
+        if named.is_some() {
+            return Arc::new(self.resolve(wire, asked, policies, named));
+        }
+        let selector = wire.selector.clone().unwrap_or_default();
+        let meant = (destination_key(wire), wire.port, selector.version, selector.labels, asked.number);
+        let mut resolved = self.resolved.borrow_mut();
+        Arc::clone(resolved.entry(meant).or_insert_with(|| Arc::new(self.resolve(wire, asked, policies, None))))
+    }
+
+    fn resolve(
+        &self,
         wire: &v1::Destination,
         asked: Port,
         policies: &Policies,
@@ -276,7 +306,6 @@ impl Builder<'_> {
                     circuit,
                     retry,
                     load: self.runtime.load(target, address),
-                    series: self.series(rule, &target.to_string(), &instance.version),
                 }))
             })
             .collect();

@@ -23,14 +23,16 @@ pub struct Destination {
     pub version: Arc<str>,
     /// Its weight as given.
     pub weight: u32,
-    /// Its instances on each of the routed Service's ports.
-    pub ports: Vec<PortInstances>,
+    /// Its instances on each of the routed Service's ports. Destinations of other rules that mean the same share them.
+    pub ports: Vec<Arc<PortInstances>>,
     /// The retry policy that holds for all of it; one for a part of it is at the instances of that part.
     pub retry: Option<Arc<RetrySettings>>,
     /// What is done to the requests that go here, and to their replies: changes of header fields, and mirrors.
     pub filters: Option<Box<Filters>>,
-    /// Where requests are counted that none of its instances could take.
+    /// Where requests are counted that none of its instances could take, and those of instances with the version that it asks for.
     pub series: Arc<Series>,
+    /// Where those of instances with other versions are counted.
+    pub series_by_version: Box<[(Arc<str>, Arc<Series>)]>,
     /// The destination of the rule, by its position, that takes the requests while no circuit here lets them pass.
     pub fallback: Option<usize>,
     /// It is one that others fall back to, and is not drawn.
@@ -38,6 +40,12 @@ pub struct Destination {
 }
 
 impl Destination {
+    /// Where the requests of one of its instances are counted.
+    pub fn series_of(&self, instance: &Instance) -> &Arc<Series> {
+        let other = self.series_by_version.iter().find(|(version, _)| *version == instance.version);
+        other.map_or(&self.series, |(_, series)| series)
+    }
+
     /// Whether a request that came for this port may go to another destination of the rule instead.
     pub fn may_rechoose(&self, port: usize) -> bool {
         let instances = self.ports.get(port).into_iter().flat_map(|p| &p.ready).filter_map(|i| i.retry.as_ref());
@@ -69,8 +77,6 @@ pub struct Instance {
     pub retry: Option<Arc<RetrySettings>>,
     /// How busy and how quick it is.
     pub load: Arc<Load>,
-    /// Where its requests are counted: by rule and version, not by instance.
-    pub series: Arc<Series>,
 }
 
 /// A circuit and the policy that governs it.

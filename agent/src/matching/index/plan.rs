@@ -4,11 +4,11 @@
 //! needs must be met. At each node every entry goes to the bucket of its rarest need; a bucket of more than a few is a node of its
 //! own, where the need that led there counts no more. So it ends, and no deeper than an entry has needs.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use aho_corasick::{AhoCorasick, AhoCorasickKind};
 
-use super::{Begins, Bucket, CROWD, Contains, Crowd, Field, Group, Kind, Node, Values};
+use super::{Begins, Bucket, CROWD, Contains, Crowd, Field, Group, Is, Kind, Node, Values};
 use crate::matching::Entry;
 use crate::matching::matchers::{NamedMatcher, PathMatcher, PathPattern, ValueMatcher};
 use crate::matching::pattern::Pattern;
@@ -34,6 +34,7 @@ enum Named<'e> {
     Header(&'e str),
     Cookie(&'e str),
     Query(&'e str),
+    Identity,
     Account,
     Namespace,
     Label(&'e str),
@@ -79,7 +80,7 @@ pub(super) fn bucket(entries: &[Entry]) -> Bucket {
 
 impl<'e> Plan<'e> {
     fn new(entries: &'e [Entry]) -> Self {
-        let mut known: HashMap<Mark<'e>, MarkAt> = HashMap::new();
+        let mut known: Map<Mark<'e>, MarkAt> = Map::default();
         let mut number = |mark: Mark<'e>| {
             let next = u32::try_from(known.len()).unwrap_or(u32::MAX);
             *known.entry(mark).or_insert(next)
@@ -175,7 +176,8 @@ impl<'e> Plan<'e> {
     fn values(&self, field: Named<'_>, buckets: Vec<(MarkAt, Bucket)>, rest: &mut Vec<u32>) -> (u32, Values) {
         let mut values = Values::default();
         let mut min = u32::MAX;
-        let (mut begins, mut lengths, mut texts) = (Map::<u64, Bucket>::default(), Vec::new(), Vec::new());
+        let (mut is, mut begins) = (Map::<u64, Bucket>::default(), Map::<u64, Bucket>::default());
+        let (mut lengths, mut texts) = (Vec::new(), Vec::new());
         for (mark, bucket) in buckets {
             let mark = &self.marks[mark as usize];
             min = min.min(bucket.min());
@@ -184,16 +186,21 @@ impl<'e> Plan<'e> {
                     lengths.push(*length);
                     begins.insert(*hash, bucket)
                 }
-                (_, Value::Hashed { hash, .. }) => values.is.insert(*hash, bucket),
+                (_, Value::Hashed { hash, .. }) => is.insert(*hash, bucket),
                 (_, Value::Text(text)) => {
                     texts.push((text, bucket));
                     None
                 }
-                (_, Value::Any) => values.present.replace(bucket),
+                (_, Value::Any) => values.present.replace(Box::new(bucket)).map(|other| *other),
             };
             // Of the same hash and another length.
             other.iter().for_each(|other| all_of(other, rest));
         }
+        values.is = match is.len() {
+            0 => Is::None,
+            1 => is.into_iter().next().map_or(Is::None, |(hash, bucket)| Is::One(hash, bucket)),
+            _ => Is::Many(is),
+        };
         if !begins.is_empty() {
             lengths.sort_unstable_by(|a, b| b.cmp(a));
             lengths.dedup();
@@ -229,8 +236,13 @@ fn all_of(bucket: &Bucket, list: &mut Vec<u32>) {
             for values in groups.chain(crowds) {
                 let begins = values.begins.iter().flat_map(|begins| begins.by_hash.values());
                 let contains = values.contains.iter().flat_map(|contains| &contains.buckets);
-                let buckets = values.is.values().chain(begins).chain(contains).chain(&values.present);
-                buckets.for_each(|bucket| all_of(bucket, list));
+                let (one, many) = match &values.is {
+                    Is::None => (None, None),
+                    Is::One(_, bucket) => (Some(bucket), None),
+                    Is::Many(by_hash) => (None, Some(by_hash.values())),
+                };
+                let buckets = one.into_iter().chain(many.into_iter().flatten()).chain(begins).chain(contains);
+                buckets.chain(values.present.as_deref()).for_each(|bucket| all_of(bucket, list));
             }
         }
     }
@@ -256,6 +268,7 @@ impl<'e> Named<'e> {
             Self::Port => Field::Port,
             Self::Namespace => Field::Namespace,
             Self::Account => Field::Account,
+            Self::Identity => Field::Identity,
             Self::Header(name) => Field::Header(name.parse().ok()?),
             Self::Query(name) => Field::Query(name.as_bytes().into()),
             Self::Cookie(name) => Field::Cookie(name.as_bytes().into()),
@@ -301,6 +314,10 @@ fn needs_of(entry: &Entry) -> Vec<Vec<Mark<'_>>> {
     entry.cookies.iter().for_each(|cookie| named(&mut needs, Named::Cookie(cookie.name()), cookie));
     entry.query.iter().for_each(|query| named(&mut needs, Named::Query(query.name()), query));
     if let Some(source) = &entry.source {
+        // An account is one of a namespace: both together say more than one after the other.
+        if let (Some(namespace), Some(account)) = (&source.namespace, &source.service_account) {
+            needs.push(Mark::is(Named::Identity, &format!("{namespace}/{account}")));
+        }
         needs.extend(source.namespace.iter().map(|namespace| Mark::is(Named::Namespace, namespace)));
         needs.extend(source.service_account.iter().map(|account| Mark::is(Named::Account, account)));
         needs.extend(source.labels.iter().map(|(name, value)| Mark::is(Named::Label(name), value)));
