@@ -48,7 +48,7 @@ impl Plain {
             port: host.split_once(':').unwrap().1.parse().unwrap(),
             method: example.method.clone(),
             path: path.to_owned(),
-            query: query.split('&').filter(|text| !text.is_empty()).map(pair).collect(),
+            query: query.split('&').filter(|text| !text.is_empty()).map(|text| pair(&decoded(text))).collect(),
             headers,
             cookies,
             caller: caller.collect(),
@@ -92,6 +92,16 @@ impl Plain {
             && source
             && rule.spec.service_namespace.as_ref().is_none_or(|of| *of == own || caller("namespace", &own))
     }
+}
+
+fn decoded(text: &str) -> String {
+    let mut parts = text.split('%');
+    let mut out = parts.next().unwrap().to_owned();
+    for part in parts {
+        out.push(char::from(u8::from_str_radix(&part[..2], 16).unwrap()));
+        out.push_str(&part[2..]);
+    }
+    out
 }
 
 fn value(kind: ValueMatchType, wanted: Option<&str>, found: Option<&String>) -> bool {
