@@ -59,12 +59,10 @@ impl Plain {
         let own = rule.metadata.namespace.clone().unwrap();
         let caller = |name: &str, wanted: &str| self.caller.get(name).is_some_and(|value| value == wanted);
         let grpc = entry.grpc.as_ref().is_none_or(|grpc| {
-            let parts: Vec<&str> = self.path.split('/').collect();
+            let Some((service, method)) = self.path[1..].rsplit_once('/') else { return false };
             let is = |wanted: &Option<String>, part: &str| wanted.as_ref().map_or(!part.is_empty(), |w| *w == *part);
-            match (&grpc.service, &grpc.method) {
-                (None, None) => true,
-                (service, method) => parts.len() == 3 && is(service, parts[1]) && is(method, parts[2]),
-            }
+            let content_type = self.headers.get("content-type").is_some_and(|kind| kind == "application/grpc");
+            content_type && is(&grpc.service, service) && is(&grpc.method, method)
         });
         let source = entry.source.as_ref().is_none_or(|source| {
             source.namespace.as_ref().is_none_or(|namespace| caller("namespace", namespace))
@@ -132,7 +130,10 @@ fn takers(rules: &[&RouteRule], request: &Plain) -> Vec<(usize, Specificity)> {
                 let meta = &rule.metadata;
                 let created = meta.creation_timestamp.as_ref().map(|time| time.0);
                 let age = (created.is_none(), created, meta.namespace.clone(), meta.name.clone(), position);
-                found.push((Specificity::new(rule.spec.priority, entry), age, at));
+                let is_consumer = *meta.namespace.as_ref().unwrap() != *rule.spec.service_namespace.as_ref().unwrap();
+                let source = entry.source.clone().or(is_consumer.then(Default::default));
+                let entry = RouteMatch { source, ..entry.clone() };
+                found.push((Specificity::new(rule.spec.priority, &entry), age, at));
             }
         }
     }
@@ -236,7 +237,12 @@ fn requests() -> impl Strategy<Value = Vec<Plain>> {
         select(&["GET", "POST", "PUT"]),
         select(&PATHS),
         pairs(&["q"]),
-        pairs(&["x", "y"]),
+        (pairs(&["x", "y"]), prop::bool::ANY).prop_map(|(mut headers, is_grpc)| {
+            if is_grpc {
+                headers.insert("content-type".to_owned(), "application/grpc".to_owned());
+            }
+            headers
+        }),
         pairs(&["c"]),
         caller,
     );
