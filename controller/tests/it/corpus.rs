@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-#[path = "../../../fuzz/bodies/expressions.rs"]
+#[path = "../../../fuzz/src/expressions.rs"]
 mod expressions;
-#[path = "../../../fuzz/bodies/manifests.rs"]
+#[path = "../../../fuzz/src/manifests.rs"]
 mod manifests;
 
 fn run(target: &str, body: fn(&[u8])) {

@@ -237,7 +237,7 @@ fn what_says_whose_and_how_long_a_message_is_no_filter_touches() {
         expect![[r#"
             Error Invalid spec.fallback.response.headers[0].name: no filter touches the fields that say whose a message is (Host; urlRewrite.hostname changes that), how long it is, or what is for one connection only, nor those that begin with x-switchyard-
             Error Invalid spec.fallback.response.body: a reply with status 204, 205 or 304 has no body
-            Warning NotEnforced spec.fallback: is accepted, but this build does not act on it yet
+            Warning Suspicious spec.fallback: with maxEjectionPercent 50% one of two or more instances always stays in, and callers get its replies: for a fallback when all fail, say "100%", or scope: Destination
         "#]],
     );
 }

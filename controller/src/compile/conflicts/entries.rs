@@ -179,8 +179,11 @@ impl<'a> Reader<'a> {
         if let Some(test) = entry.path.as_ref().map(|path| self.path(path)).transpose()?.flatten() {
             add(self, Thing::Path, test);
         }
-        if let Some(test) = entry.grpc.as_ref().map(|grpc| self.grpc(grpc)).transpose()?.flatten() {
+        if let Some(grpc) = &entry.grpc {
+            let test = call(grpc)?;
             add(self, Thing::Path, test);
+            let content_type = self.pattern(GRPC)?;
+            add(self, Thing::Header("content-type".into()), content_type);
         }
         if let Some(method) = &entry.method {
             add(self, Thing::Method, exact(method));
@@ -219,18 +222,6 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// A call is a POST of `/service/method`; the path says which it is.
-    fn grpc(&mut self, grpc: &'a GrpcMatch) -> Result<Option<Test<'a>>, Unusable> {
-        let pattern = |text: String| Pattern::new(&text).map(|pattern| Test::Pattern(Rc::new(pattern))).ok_or(Unusable);
-        let quoted = regex_syntax::escape;
-        Ok(match (&grpc.service, &grpc.method) {
-            (None, None) => None,
-            (Some(service), Some(method)) => Some(Test::Exact(format!("/{service}/{method}").into())),
-            (Some(service), None) => Some(pattern(format!("/{}/[^/]+", quoted(service)))?),
-            (None, Some(method)) => Some(pattern(format!("/[^/]+/{}", quoted(method)))?),
-        })
-    }
-
     fn value(&mut self, kind: ValueMatchType, value: Option<&'a str>) -> Result<Test<'a>, Unusable> {
         let value = value.unwrap_or_default();
         Ok(match kind {
@@ -253,6 +244,27 @@ fn normal(path: &str) -> Cow<'_, str> {
     switchyard_proto::path::normal(path).unwrap_or(Cow::Borrowed(path))
 }
 
+/// The content types of gRPC.
+const GRPC: &str = r"(?is-u:application/grpc(?:[+; \t].*)?)";
+
+/// The path of a call: the method is what stands behind the last slash.
+fn call(grpc: &GrpcMatch) -> Result<Test<'_>, Unusable> {
+    let pattern = |text: String| Pattern::new(&text).map(|pattern| Test::Pattern(Rc::new(pattern))).ok_or(Unusable);
+    let quoted = regex_syntax::escape;
+    match (&grpc.service, &grpc.method) {
+        (None, None) => pattern("/.+/[^/]+".to_owned()),
+        (Some(service), Some(method)) => Ok(Test::Exact(format!("/{service}/{method}").into())),
+        (Some(service), None) => pattern(format!("/{}/[^/]+", quoted(service))),
+        (None, Some(method)) => pattern(format!("/.+/{}", quoted(method))),
+    }
+}
+
+/// The namespace whose callers a consumer rule is for.
+fn consumer(rule: &RouteRule) -> Option<&str> {
+    let own = rule.metadata.namespace.as_deref().unwrap_or_default();
+    rule.spec.service_namespace.as_deref().filter(|of| *of != own).map(|_| own)
+}
+
 fn exact(text: &str) -> Test<'_> {
     Test::Exact(text.into())
 }
@@ -263,9 +275,7 @@ fn lower(name: &str) -> Cow<'_, str> {
 
 /// Who may call: what the entry says, and of a consumer rule, the rule's own namespace.
 fn callers<'a>(rule: &'a RouteRule, source: Option<&'a SourceMatch>) -> impl Iterator<Item = (Thing<'a>, Test<'a>)> {
-    let own = rule.metadata.namespace.as_deref().unwrap_or_default();
-    let consumer = rule.spec.service_namespace.as_deref().filter(|of| *of != own).map(|_| own);
-    let namespaces = source.and_then(|source| source.namespace.as_deref()).into_iter().chain(consumer);
+    let namespaces = source.and_then(|source| source.namespace.as_deref()).into_iter().chain(consumer(rule));
     let account = source.and_then(|source| source.service_account.as_deref());
     let labels = source.into_iter().flat_map(|source| &source.labels);
     (namespaces.map(|namespace| (Thing::Namespace, exact(namespace))))

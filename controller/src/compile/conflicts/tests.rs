@@ -48,7 +48,7 @@ impl Plain {
             port: host.split_once(':').unwrap().1.parse().unwrap(),
             method: example.method.clone(),
             path: path.to_owned(),
-            query: query.split('&').filter(|text| !text.is_empty()).map(pair).collect(),
+            query: query.split('&').filter(|text| !text.is_empty()).map(|text| pair(&decoded(text))).collect(),
             headers,
             cookies,
             caller: caller.collect(),
@@ -59,12 +59,10 @@ impl Plain {
         let own = rule.metadata.namespace.clone().unwrap();
         let caller = |name: &str, wanted: &str| self.caller.get(name).is_some_and(|value| value == wanted);
         let grpc = entry.grpc.as_ref().is_none_or(|grpc| {
-            let parts: Vec<&str> = self.path.split('/').collect();
+            let Some((service, method)) = self.path[1..].rsplit_once('/') else { return false };
             let is = |wanted: &Option<String>, part: &str| wanted.as_ref().map_or(!part.is_empty(), |w| *w == *part);
-            match (&grpc.service, &grpc.method) {
-                (None, None) => true,
-                (service, method) => parts.len() == 3 && is(service, parts[1]) && is(method, parts[2]),
-            }
+            let content_type = self.headers.get("content-type").is_some_and(|kind| kind == "application/grpc");
+            content_type && is(&grpc.service, service) && is(&grpc.method, method)
         });
         let source = entry.source.as_ref().is_none_or(|source| {
             source.namespace.as_ref().is_none_or(|namespace| caller("namespace", namespace))
@@ -92,6 +90,16 @@ impl Plain {
             && source
             && rule.spec.service_namespace.as_ref().is_none_or(|of| *of == own || caller("namespace", &own))
     }
+}
+
+fn decoded(text: &str) -> String {
+    let mut parts = text.split('%');
+    let mut out = parts.next().unwrap().to_owned();
+    for part in parts {
+        out.push(char::from(u8::from_str_radix(&part[..2], 16).unwrap()));
+        out.push_str(&part[2..]);
+    }
+    out
 }
 
 fn value(kind: ValueMatchType, wanted: Option<&str>, found: Option<&String>) -> bool {
@@ -226,7 +234,12 @@ fn requests() -> impl Strategy<Value = Vec<Plain>> {
         select(&["GET", "POST", "PUT"]),
         select(&PATHS),
         pairs(&["q"]),
-        pairs(&["x", "y"]),
+        (pairs(&["x", "y"]), prop::bool::ANY).prop_map(|(mut headers, is_grpc)| {
+            if is_grpc {
+                headers.insert("content-type".to_owned(), "application/grpc".to_owned());
+            }
+            headers
+        }),
         pairs(&["c"]),
         caller,
     );

@@ -237,7 +237,7 @@ impl Domain {
 
 macro_rules! letter {
     () => {
-        r"[A-Za-z0-9_~!$&'()*+,;=:@-]|%(?:2[0-9ABC]|3[A-F]|40|5[BDE]|60|7[BCD]|[89A-F][0-9A-F])"
+        r"[A-Za-z0-9_~!$&'()*+,;=:@-]|%(?:2[0-9A-CF]|3[A-F]|40|5[B-E]|60|7[BCDF]|0[1-9A-F]|1[0-9A-F]|[89A-F][0-9A-F])"
     };
 }
 
@@ -247,8 +247,7 @@ macro_rules! segment {
     };
 }
 
-/// A path that is the same after it has been brought to its normal form, however careful that form is: no empty segments, no `.` and
-/// `..`, nothing percent-encoded that need not be, or that some servers decode too early.
+/// A path in its normal form: no empty segments, no `.` and `..`, nothing percent-encoded that need not be, digits in upper case.
 const PLAIN_PATH: &str = concat!("(?-u)/(?:", segment!(), "(?:/", segment!(), ")*/?)?");
 
 /// Whether it is one.
@@ -273,13 +272,12 @@ fn is_plain(mut segment: &[u8]) -> bool {
     true
 }
 
-/// Whether these two digits after a percent sign stay as they are: in capitals, for what is no control character, not unreserved and no
-/// slash of either kind.
+/// Whether these two digits after a percent sign stay as they are: for all but unreserved characters and NUL.
 fn is_kept_encoded(high: u8, low: u8) -> bool {
     let digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'A'..=b'F').then(|| char::from(byte).to_digit(16)).flatten();
     let Some((high, low)) = digit(high).zip(digit(low)) else { return false };
     let byte = u8::try_from(high * 16 + low).unwrap_or_default();
-    !byte.is_ascii_control() && !byte.is_ascii_alphanumeric() && !b"-._~/\\".contains(&byte)
+    byte != 0 && !byte.is_ascii_alphanumeric() && !b"-._~".contains(&byte)
 }
 
 impl<'a> Tests<'_, 'a> {
@@ -389,5 +387,27 @@ impl<'a> Tests<'_, 'a> {
             return None;
         }
         (0..(self.no.len() + 2).min(MORE_ENDS)).find_map(|n| with(&format!("x{n}")).or_else(|| with(&format!("/x{n}"))))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn what_can_be_there_is_the_same_as_an_expression(
+            value in prop_oneof!["/[/.%0-9A-Fa~;é]{0,8}", "/(%[0-9A-F]{2}|/|\\.|a){0,4}", "[ \\ta;\"\\*\\x7f]{0,5}"],
+            loosely in any::<bool>(),
+        ) {
+            for domain in [Domain::Path, Domain::Header, Domain::Cookie, Domain::Host(String::new()), Domain::Anything] {
+                let expression = Pattern::new(domain.expression(loosely)).unwrap();
+                let has = domain.has(value.as_bytes(), loosely);
+                prop_assert_eq!(has, expression.matches(value.as_bytes()), "{:?} {:?}", domain, value);
+            }
+        }
     }
 }
