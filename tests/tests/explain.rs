@@ -285,7 +285,7 @@ fn what_a_rule_does_besides_and_what_it_answers_itself_is_said_with_its_share() 
 async fn an_agent_that_runs_gives_the_same_answer_and_tells_of_its_circuits() {
     let (v1, v2) = (Backend::start("v1").await, Backend::start("v2").await);
     let manifests = Manifests::canary(&[("v1", v1.address), ("v2", v2.address)], 20, 80);
-    manifests.write("circuit.yaml", &circuit("failureThreshold: 1"));
+    manifests.write("circuit.yaml", &circuit("  failureThreshold: 1\n"));
     let switchyard = Switchyard::run(manifests.path()).await;
     let agent = switchyard.admin.to_string();
     let both = |request: &[&str]| {

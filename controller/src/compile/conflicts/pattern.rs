@@ -78,11 +78,8 @@ impl Pattern {
 
     /// Whether a value is in the set, by the matcher that agents use. One that agents cannot build has no values.
     pub(super) fn matches(&self, value: &[u8]) -> bool {
-        if self.sample.as_deref() == Some(value) {
-            return true;
-        }
-        if !value.starts_with(&self.prefix) || !value.ends_with(&self.suffix) {
-            return false;
+        if let Some(matches) = self.at_a_glance(value) {
+            return matches;
         }
         let build = || {
             let config = Regex::config().utf8_empty(false).nfa_size_limit(Some(REGEX_NFA_BYTES));
@@ -91,9 +88,21 @@ impl Pattern {
         self.regex.get_or_init(build).as_ref().is_some_and(|regex| regex.is_match(value))
     }
 
-    /// What a comparison costs, in steps: the first has to build the matcher.
-    pub(super) fn cost(&self) -> u64 {
-        if self.regex.get().is_some() { 8 } else { 1_000 }
+    /// The same, where it takes no matcher to tell.
+    fn at_a_glance(&self, value: &[u8]) -> Option<bool> {
+        if self.sample.as_deref() == Some(value) {
+            return Some(true);
+        }
+        (!value.starts_with(&self.prefix) || !value.ends_with(&self.suffix)).then_some(false)
+    }
+
+    /// What the comparison with a value costs, in steps: the first that needs the matcher has to build it.
+    pub(super) fn cost(&self, value: &[u8]) -> u64 {
+        match (self.at_a_glance(value), self.regex.get()) {
+            (Some(_), _) => 1,
+            (None, Some(_)) => 8,
+            (None, None) => 1_000,
+        }
     }
 
     /// Its automaton; none where it is too large.

@@ -144,9 +144,8 @@ impl<'m, 'a> Question<'m, 'a> {
     /// Whether an entry matches a request.
     fn matches<'v>(&self, at: usize, value: &impl Fn(ThingId) -> Option<&'v [u8]>) -> bool {
         self.entries.entries[at].conditions.iter().all(|condition| {
-            // What a literal settles costs next to nothing.
             let value = value(condition.of);
-            self.work.spend(if value.is_some() { condition.test.cost() } else { 1 });
+            self.work.spend(condition.test.cost(value));
             condition.test.holds(value)
         })
     }

@@ -92,10 +92,10 @@ impl Test<'_> {
         }
     }
 
-    /// What a comparison costs, in steps.
-    pub(super) fn cost(&self) -> u64 {
-        match self {
-            Self::Pattern(pattern) => pattern.cost(),
+    /// What the comparison with a value costs, in steps.
+    pub(super) fn cost(&self, value: Option<&[u8]>) -> u64 {
+        match (self, value) {
+            (Self::Pattern(pattern), Some(value)) => pattern.cost(value),
             _ => 1,
         }
     }
@@ -283,7 +283,7 @@ fn is_kept_encoded(high: u8, low: u8) -> bool {
 impl<'a> Tests<'_, 'a> {
     /// A value of which all that is so, if there is one.
     pub(super) fn solve(&self, domain: &Domain, work: &Work) -> Solved {
-        work.spend(1 + self.yes.iter().chain(&self.no).map(|test| test.cost()).sum::<u64>());
+        work.spend(1 + (self.yes.len() + self.no.len()) as u64);
         let is_absent = |test: &&&Test<'a>| matches!(test, Test::Absent);
         let must_be_there = !domain.may_be_absent()
             || self.yes.iter().any(|test| !is_absent(&test))
@@ -345,8 +345,11 @@ impl<'a> Tests<'_, 'a> {
     /// A value that will do, among those that suggest themselves.
     fn likely(&self, domain: &Domain, work: &Work) -> Option<Vec<u8>> {
         let fits = |value: &[u8]| {
-            work.spend(1);
-            (domain.has(value, false) && self.hold(value)).then(|| value.to_vec())
+            if !domain.has(value, false) {
+                return None;
+            }
+            work.spend(self.yes.iter().chain(&self.no).map(|test| test.cost(Some(value))).sum());
+            self.hold(value).then(|| value.to_vec())
         };
         let given = self.preferred.into_iter().chain(domain.samples());
         if let Some(value) = given.map(str::as_bytes).find_map(fits) {
