@@ -59,11 +59,12 @@ pub(super) struct Tests<'m, 'a> {
 
 /// The answer. A value of `None` is one that is not there.
 pub(super) enum Solved {
-    /// Such a request can come.
+    /// Such a request can come, and can be shown.
     Value(Option<Vec<u8>>),
     /// There is none.
     Empty,
-    /// It could not be told within the bounds, or whether a request with it gets as far as the rules.
+    /// It could not be told within the bounds, or whether a request with it gets as far as the rules; or such a request cannot be
+    /// shown, since only bytes that are no text will do.
     Unclear,
 }
 
@@ -174,12 +175,17 @@ impl Domain {
         }
     }
 
-    /// Whether a request with this value gets as far as the rules for certain; with `loosely`, whether that cannot be excluded.
+    /// Whether a request with this value gets as far as the rules for certain and can be shown; with `loosely`, whether that it
+    /// gets there cannot be excluded.
     pub(super) fn has(&self, value: &[u8], loosely: bool) -> bool {
         let inside = |byte: &u8| *byte == b'\t' || (*byte >= b' ' && *byte != 0x7f);
+        // Bytes that are no text may come in a field, but nobody could be shown them.
+        let is_shown = |value: &[u8]| loosely || std::str::from_utf8(value).is_ok();
         let is_field = |value: &[u8]| {
             let ends = [value.first(), value.last()];
-            value.iter().all(inside) && !ends.into_iter().flatten().any(|byte| matches!(byte, b' ' | b'\t'))
+            value.iter().all(inside)
+                && !ends.into_iter().flatten().any(|byte| matches!(byte, b' ' | b'\t'))
+                && is_shown(value)
         };
         match self {
             Self::Path if loosely => {
@@ -211,6 +217,8 @@ impl Domain {
             Self::Path => PLAIN_PATH,
             Self::Method => "[!#$%&'*+.^_`|~0-9A-Za-z-]+",
             Self::Host(_) if !loosely => "[0-9A-Za-z.-]+",
+            Self::Header if !loosely => r"(?:[^\x00-\x20\x7F](?:[^\x00-\x08\x0A-\x1F\x7F]*[^\x00-\x20\x7F])?)?",
+            Self::Cookie if !loosely => r"(?:[^\x00-\x20;\x7F](?:[^\x00-\x08\x0A-\x1F;\x7F]*[^\x00-\x20;\x7F])?)?",
             Self::Host(_) | Self::Header => {
                 r"(?-u:(?:[\x21-\x7E\x80-\xFF](?:[\t\x20-\x7E\x80-\xFF]*[\x21-\x7E\x80-\xFF])?)?)"
             }
