@@ -46,25 +46,27 @@ pub fn complete(headers: &mut HeaderMap, facts: &Facts, rng: &mut impl Rng) {
 
 fn both(rng: &mut impl Rng) -> [u8; ID + TRACE] {
     let mut text = *b"00000000-0000-4000-8000-00000000000000-00000000000000000000000000000000-0000000000000000-00";
-    let (id, trace): (u128, u128) = (rng.random(), rng.random());
+    let mut id = rng.random::<u128>().to_be_bytes();
+    let (mut trace, mut span) = (rng.random::<u128>().to_be_bytes(), rng.random::<u64>().to_be_bytes());
     // Version 4, variant 1 (RFC 9562 section 5.4): what is left is random.
-    let id = (id & !(0xf << 76) & !(0x3 << 62)) | 0x4 << 76 | 0x2 << 62;
-    let mut digits = [0; 32];
-    hexadecimal(&mut digits, id);
-    for (at, part) in [(0, 0..8), (9, 8..12), (14, 12..16), (19, 16..20), (24, 20..32)] {
-        text[at..at + part.len()].copy_from_slice(&digits[part]);
-    }
+    id[6] = id[6] & 0x0f | 0x40;
+    id[8] = id[8] & 0x3f | 0x80;
     // No id is all zeros; so is next to no random one.
-    hexadecimal(&mut text[ID + 3..ID + 35], trace | 1);
-    hexadecimal(&mut text[ID + 36..ID + 52], u128::from(rng.random::<u64>() | 1));
+    trace[15] |= 1;
+    span[7] |= 1;
+    for (at, part) in [(0, 0..4), (9, 4..6), (14, 6..8), (19, 8..10), (24, 10..16)] {
+        hexadecimal(&mut text[at..], &id[part]);
+    }
+    hexadecimal(&mut text[ID + 3..], &trace);
+    hexadecimal(&mut text[ID + 36..], &span);
     text
 }
 
-/// The last digits of a number.
-fn hexadecimal(into: &mut [u8], mut number: u128) {
-    for digit in into.iter_mut().rev() {
-        *digit = b"0123456789abcdef"[(number & 0xf) as usize];
-        number >>= 4;
+/// Two digits for each byte.
+fn hexadecimal(into: &mut [u8], bytes: &[u8]) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    for (digits, byte) in into.chunks_exact_mut(2).zip(bytes) {
+        digits.copy_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 0xf)]]);
     }
 }
 

@@ -121,7 +121,7 @@ struct Connections {
 
 struct Open {
     caller: Rc<Caller>,
-    close: Rc<Notify>,
+    close: Rc<Close>,
     task: Option<tokio::task::AbortHandle>,
     asked_at: Option<Instant>,
 }
@@ -244,7 +244,7 @@ fn open(
     let id = connections.next.get();
     connections.next.set(id + 1);
     let caller = Rc::new(caller);
-    let close = Rc::new(Notify::new());
+    let close = Rc::new(Close::default());
     let entry = Open { caller: Rc::clone(&caller), close: Rc::clone(&close), task: None, asked_at: None };
     connections.open.borrow_mut().insert(id, entry);
     let gone = Gone { connections: Rc::clone(connections), id };
@@ -291,7 +291,7 @@ impl Connections {
             match open.asked_at {
                 None => {
                     open.asked_at = Some(now);
-                    open.close.notify_one();
+                    open.close.ask();
                 }
                 Some(asked) if now.saturating_duration_since(asked) >= SWEEP => broken_off.extend(open.task.clone()),
                 Some(_) => {}
@@ -307,7 +307,21 @@ struct Closing {
     /// When the agent ends; else the caller is told with its next reply.
     at_stop: bool,
     /// When it was idle for too long.
-    close: Rc<Notify>,
+    close: Rc<Close>,
+}
+
+/// Asks a connection to close.
+#[derive(Default)]
+struct Close {
+    asked: Cell<bool>,
+    notify: Notify,
+}
+
+impl Close {
+    fn ask(&self) {
+        self.asked.set(true);
+        self.notify.notify_one();
+    }
 }
 
 impl Closing {
@@ -318,7 +332,7 @@ impl Closing {
         };
         tokio::select! {
             () = stopped => {}
-            () = self.close.notified() => {}
+            () = self.close.notify.notified() => {}
         }
     }
 }
@@ -391,10 +405,16 @@ async fn serve(
             .with_upgrades();
         tokio::pin!(connection);
         let mut hung_up = std::pin::pin!(watch.hung_up());
+        // Whether it is due is looked at where that may have changed; mostly the task was woken for something else.
+        let (stop, close) = (closing.stop.clone(), Rc::clone(&closing.close));
+        let mut looked = false;
+        let mut may_be_due = move || {
+            !std::mem::replace(&mut looked, true) || close.asked.get() || !matches!(stop.has_changed(), Ok(false))
+        };
         let mut due = std::pin::pin!(closing.is_due());
         let (mut asked, mut gone) = (false, false);
         std::future::poll_fn(|cx| {
-            if !asked && due.as_mut().poll(cx).is_ready() {
+            if !asked && may_be_due() && due.as_mut().poll(cx).is_ready() {
                 asked = true;
                 connection.as_mut().graceful_shutdown();
             }

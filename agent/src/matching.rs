@@ -23,7 +23,7 @@ mod matchers;
 /// Regular expressions.
 mod pattern;
 /// Maps of what rules ask for.
-mod quick;
+pub(crate) mod quick;
 /// Who calls.
 mod source;
 

@@ -244,6 +244,9 @@ fn is_host(host: &[u8]) -> bool {
 
 /// Whether it is of the characters that a registered name may have; what is percent-encoded may be no control character.
 fn is_registered_name(name: &[u8]) -> bool {
+    if name.iter().all(|byte| IN_NAMES[usize::from(*byte)]) {
+        return !name.is_empty();
+    }
     let mut rest = name;
     while let Some((byte, after)) = rest.split_first() {
         rest = match (byte, after) {
@@ -252,12 +255,29 @@ fn is_registered_name(name: &[u8]) -> bool {
             {
                 after
             }
-            (byte, after) if byte.is_ascii_alphanumeric() || b"-._~!$&'()*+;=".contains(byte) => after,
+            (byte, after) if IN_NAMES[usize::from(*byte)] => after,
             _ => return false,
         };
     }
     !name.is_empty()
 }
+
+/// The bytes that a registered name may have as they are.
+const IN_NAMES: [bool; 256] = {
+    let mut all = [false; 256];
+    let others = b"-._~!$&'()*+;=";
+    let mut byte = 0;
+    while byte < all.len() {
+        all[byte] = (byte as u8).is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let mut at = 0;
+    while at < others.len() {
+        all[others[at] as usize] = true;
+        at += 1;
+    }
+    all
+};
 
 /// Whether Host says the same as the target's authority; the scheme's own port may be left out.
 fn same_host(authority: &Authority, field: &HeaderValue, scheme: Option<&Scheme>) -> bool {
@@ -324,11 +344,14 @@ pub fn prepare_reply<B>(reply: &mut Response<B>) -> bool {
     *reply.version_mut() = Version::HTTP_11;
     let status = reply.status();
     let headers = reply.headers_mut();
-    let (mut hop_by_hop, mut count, mut codings, mut lengths) = (false, 0, 0, 0);
+    let (mut hop_by_hop, mut count, mut codings, mut lengths, mut plain) = (false, 0, 0, 0, false);
     for (name, value) in &*headers {
         count += 1;
         match name.as_str() {
-            "content-length" => lengths += 1,
+            "content-length" => {
+                lengths += 1;
+                plain = lengths == 1 && !value.is_empty() && value.as_bytes().iter().all(u8::is_ascii_digit);
+            }
             "transfer-encoding" => {
                 // Any other coding is for this connection only, and would have to be undone.
                 if !value.as_bytes().eq_ignore_ascii_case(b"chunked") {
@@ -347,7 +370,7 @@ pub fn prepare_reply<B>(reply: &mut Response<B>) -> bool {
     if lengths > 0 {
         if codings > 0 || status.is_informational() || status == StatusCode::NO_CONTENT {
             headers.remove(CONTENT_LENGTH);
-        } else if !one_length(headers, lengths) {
+        } else if !plain && !one_length(headers, lengths) {
             return false;
         }
     }

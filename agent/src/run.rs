@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
+use tokio::runtime::LocalOptions;
 use tokio::sync::watch;
-use tokio::task::LocalSet;
 
 use crate::admin::{self, Admin};
 use crate::intercept::{self, Interception, Place, Pulse};
@@ -197,8 +197,8 @@ fn work(
 
 /// Runs a future, and what it spawns, on this thread.
 fn block_on(future: impl Future<Output = ()>) {
-    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => LocalSet::new().block_on(&runtime, future),
+    match tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
+        Ok(runtime) => runtime.block_on(future),
         Err(error) => tracing::error!(%error, "cannot start a thread's runtime"),
     }
 }

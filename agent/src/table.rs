@@ -8,13 +8,13 @@
 //!   are summed, policies are looked up, counters are in reach.
 //! - A Service that a change does not concern is carried over as it is.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use switchyard_proto::v1;
 
+use crate::matching::quick::Map;
 use crate::matching::{Entry, Index};
 use crate::record::metrics::Series;
 use crate::refusal::{Reason, Refusal};
@@ -75,7 +75,7 @@ pub struct Table {
     pub addresses: Addresses,
     /// In order of their names.
     services: Vec<Arc<Service>>,
-    hosts: HashMap<Box<str>, Named>,
+    hosts: Map<Box<str>, Named>,
     default_service: Option<usize>,
 }
 
@@ -313,8 +313,8 @@ fn split_port(host: &str) -> (&str, Option<u16>) {
 }
 
 /// Every name that a Service goes by. The short one serves only where one namespace alone has it.
-fn hosts(services: &[Arc<Service>]) -> HashMap<Box<str>, Named> {
-    let mut hosts = HashMap::with_capacity(services.len() * 4);
+fn hosts(services: &[Arc<Service>]) -> Map<Box<str>, Named> {
+    let mut hosts = Map::with_capacity_and_hasher(services.len() * 4, Default::default());
     for (position, service) in services.iter().enumerate() {
         for suffix in ["", ".svc", ".svc.cluster.local"] {
             let name = format!("{}.{}{suffix}", service.key.name, service.key.namespace);

@@ -5,7 +5,6 @@
 //! its peer takes at a time: a further one gets another connection, so that nobody waits for the streams of others.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -16,6 +15,7 @@ use hyper::client::conn::http1;
 
 use crate::body::RequestBody;
 use crate::clock;
+use crate::matching::quick::Map;
 
 /// A free connection is closed after so long: below what servers commonly allow (60 to 75 s), so that they rarely close first.
 const IDLE: Duration = Duration::from_secs(30);
@@ -28,7 +28,7 @@ const MOST_HTTP2: usize = 256;
 /// A worker's free connections, by the instance's number.
 #[derive(Debug, Default)]
 pub struct Pool {
-    instances: Rc<RefCell<HashMap<u64, Connections>>>,
+    instances: Rc<RefCell<Map<u64, Connections>>>,
 }
 
 #[derive(Debug, Default)]

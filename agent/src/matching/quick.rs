@@ -1,11 +1,14 @@
-//! Maps of what rules ask for, by its hash alone: whatever is found is asked again whether it holds, so that two values of one hash cost
-//! time and nothing else. What is in a map comes from rules; callers only look things up, and cannot make much meet.
+//! Maps with a quick hash, for what every request looks up. What is in such a map comes from config; callers only look things up, and
+//! cannot make much meet.
+//!
+//! Some are by the [`hash`] of a value alone: what is found is asked again whether it holds, so that two values of one hash cost time
+//! and nothing else.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hash as _, Hasher};
 
-/// A map from what rules ask for.
-pub(super) type Map<K, V> = HashMap<K, V, BuildHasherDefault<Quick>>;
+/// A map from what comes from config.
+pub(crate) type Map<K, V> = HashMap<K, V, BuildHasherDefault<Quick>>;
 
 /// The hash of a value.
 pub(super) fn hash(value: &[u8]) -> u64 {
@@ -16,7 +19,7 @@ pub(super) fn hash(value: &[u8]) -> u64 {
 
 /// Multiplies eight bytes at a time, and folds the product.
 #[derive(Default)]
-pub(super) struct Quick(u64);
+pub(crate) struct Quick(u64);
 
 impl Quick {
     fn mix(&mut self, word: u64) {
@@ -35,6 +38,10 @@ impl Hasher for Quick {
             word[..rest.len()].copy_from_slice(rest);
             self.mix(u64::from_le_bytes(word));
         }
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.mix(number);
     }
 
     fn write_usize(&mut self, number: usize) {

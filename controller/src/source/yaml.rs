@@ -7,6 +7,9 @@
 //! for billions), [`MAX_DEPTH`] levels. What makes a file unreadable is [`Broken`], of the file as a whole; what is wrong
 //! inside a document that can be read on is a [`Problem`] of that document.
 
+use std::borrow::Cow;
+use std::ops::Range;
+
 use saphyr_parser::Parser;
 use serde_json::Number;
 use switchyard_crds::Severity;
@@ -101,6 +104,9 @@ pub struct Broken {
     pub message: String,
 }
 
+/// Tabs between a key and its value that are read as spaces in one file; each is found out by reading the file once more.
+const MOST_TABS: usize = 64;
+
 /// The documents of a file.
 pub fn documents(text: &str) -> Result<Vec<Document>, Broken> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
@@ -108,17 +114,54 @@ pub fn documents(text: &str) -> Result<Vec<Document>, Broken> {
         let message = format!("this is not YAML: it has a control character (U+{:04X})", u32::from(letter));
         return Err(Broken { span: span_at(text, at), message });
     }
+    let mut text = Cow::Borrowed(text);
+    for _ in 0..MOST_TABS {
+        match read(&text) {
+            Err(Unread { tabs: Some(tabs), .. }) => {
+                text = [&text[..tabs.start], &" ".repeat(tabs.len()), &text[tabs.end..]].concat().into();
+            }
+            read => return read.map_err(|unread| unread.why),
+        }
+    }
+    read(&text).map_err(|unread| unread.why)
+}
+
+/// A text that could not be read.
+struct Unread {
+    why: Broken,
+    /// The reason may be these bytes alone: tabs between a key and its value, which YAML lets stand there and the library does not.
+    tabs: Option<Range<usize>>,
+}
+
+fn read(text: &str) -> Result<Vec<Document>, Unread> {
     let mut parser = Parser::new_from_str(text);
     let mut builder = build::Builder::default();
     while let Some(step) = parser.next_event() {
         let (event, span) = step.map_err(|error| {
+            let at = text.char_indices().nth(error.marker().index()).map_or(text.len(), |(at, _)| at);
+            let before = text[..at].trim_end_matches('\t');
+            let tabs = (before.len() < at && before.ends_with(':')).then_some(before.len()..at);
+            let tab = error.info().contains("tab").then(|| indenting_tab(text, at)).flatten();
             let (line, column) = (error.marker().line().max(1), error.marker().col() + 1);
-            let message = format!("this is not YAML: {}", error.info());
-            Broken { span: within(text, Span { line, column, length: 1 }, builder.unclosed()), message }
+            let (span, message) = match tab {
+                Some(tab) => (span_at(text, tab), "a tab indents this line, and only spaces may"),
+                None => (within(text, Span { line, column, length: 1 }, builder.unclosed()), error.info()),
+            };
+            Unread { why: Broken { span, message: format!("this is not YAML: {message}") }, tabs }
         })?;
-        builder.take(event, span)?;
+        builder.take(event, span).map_err(|why| Unread { why, tabs: None })?;
     }
     Ok(builder.documents)
+}
+
+/// The first tab that indents a line, from the line of this byte on: the library stops before it or behind.
+fn indenting_tab(text: &str, at: usize) -> Option<usize> {
+    let mut start = text[..at].rfind('\n').map_or(0, |at| at + 1);
+    text[start..].split_inclusive('\n').find_map(|line| {
+        let tab = line.find('\t').filter(|tab| line[..*tab].trim().is_empty()).map(|tab| start + tab);
+        start += line.len();
+        tab
+    })
 }
 
 /// What YAML lets stand in a text by itself (YAML 1.2, `c-printable`); anything else is written as an escape.

@@ -74,6 +74,26 @@ fn documents_are_told_apart_and_empty_ones_are_null() {
 }
 
 #[test]
+fn a_tab_between_a_key_and_its_value_is_white_space() {
+    assert_eq!(json("a:\tb\nc: {d:\te, f: \tg}\nh:\t\"x:\ty\"\n"), json!({"a": "b", "c": {"d": "e", "f": "g"}, "h": "x:\ty"}));
+    let text = "a: |\n  b:\tc\nd:\te\n";
+    assert_eq!(json(text), json!({"a": "b:\tc\n", "d": "e"}));
+}
+
+#[test]
+fn a_tab_that_indents_is_shown_where_it_stands() {
+    for (text, line) in [
+        ("spec:\n  service: web\n\tpriority: 1\n", 3),
+        ("spec:\n  list:\n  - a: b\n\tc: d\n", 4),
+        ("spec:\n\tservice: web\n", 2),
+        ("a:\n  - b\n \t- c\n", 3),
+    ] {
+        let broken = documents(text).unwrap_err();
+        assert_eq!((broken.span.line, at(text, broken.span)), (line, "\t"), "{broken}");
+    }
+}
+
+#[test]
 fn json_files_are_yaml() {
     let text = "{\"a\": [1, 2.5, \"x\\u00e9\\n\", null, true],\n\t\"b\": {\"c\": \"d\"}}";
     assert_eq!(json(text), json!({"a": [1, 2.5, "x\u{e9}\n", null, true], "b": {"c": "d"}}));
