@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::header::HOST;
 use http::{HeaderMap, Method};
@@ -19,12 +20,13 @@ use crate::table::{Destination, Filters, Instance, RetrySettings, Rule, Service,
 use crate::transitions::shown;
 
 /// Everything about one request.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Explanation {
-    /// `namespace/name` of the Service.
-    pub service: String,
+    /// `namespace/name` of the Service; none: the request is for nobody, or is none that can be passed on.
+    pub service: Option<String>,
     /// The port that the request is for.
-    pub port: u16,
+    pub port: Option<u16>,
     /// The rule that decides; none: the default, which is all ready instances.
     pub rule: Option<String>,
     /// Every match entry, in the order in which they are asked, up to the one that holds and beyond.
@@ -45,6 +47,7 @@ pub struct Explanation {
 
 /// What keeps a user in one destination.
 #[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Sticks {
     /// What tells users apart.
     pub by: String,
@@ -54,6 +57,7 @@ pub struct Sticks {
 
 /// A reply that the agent makes itself.
 #[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Refused {
     /// The share of the requests that get it, in percent.
     pub percent: f64,
@@ -75,19 +79,23 @@ impl Refused {
 
 /// One entry of the ordered list.
 #[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Considered {
     /// `namespace/name` of the RouteRule.
     pub rule: String,
     /// Which of its `matches`, from 0; none: it has no matches and holds for every request.
     pub entry: Option<u32>,
-    /// Whether it holds.
+    /// Whether it decides.
     pub matched: bool,
+    /// Whether it would, if no other came first.
+    pub holds: bool,
     /// What it asks for, or what does not hold.
     pub why: String,
 }
 
 /// One destination as it is in force.
 #[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Where {
     /// `namespace/name` of the Service.
     pub service: String,
@@ -113,6 +121,7 @@ pub struct Where {
 
 /// One instance.
 #[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct InstanceState {
     /// Where it listens.
     pub address: String,
@@ -132,6 +141,7 @@ pub struct InstanceState {
 
 /// A retry policy in force.
 #[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Retry {
     /// `namespace/name` of the policy.
     pub policy: String,
@@ -141,36 +151,26 @@ pub struct Retry {
     pub strategy: Cow<'static, str>,
     /// Whether this request's method may be sent twice.
     pub method_may_repeat: bool,
+    /// The policy's limit for each try, in milliseconds.
+    pub per_try_timeout_ms: Option<u64>,
+    /// The policy's limit for all tries together, in milliseconds.
+    pub timeout_ms: Option<u64>,
 }
 
 /// Limits of time, in milliseconds.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Timeouts {
     /// For the whole request.
-    pub request_ms: Option<u128>,
+    pub request_ms: Option<u64>,
     /// For each try.
-    pub backend_request_ms: Option<u128>,
+    pub backend_request_ms: Option<u64>,
 }
 
-/// What can be said of a request.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Answer {
-    /// What becomes of it.
-    Explained(Box<Explanation>),
-    /// It is for nobody, or is none that can be passed on.
-    Refused {
-        /// The reply.
-        refused: Refused,
-    },
-}
-
-impl From<Result<Explanation, Refusal>> for Answer {
-    fn from(explained: Result<Explanation, Refusal>) -> Self {
-        match explained {
-            Ok(explanation) => Self::Explained(Box::new(explanation)),
-            Err(refusal) => Self::Refused { refused: Refused::new(refusal, 100.0) },
-        }
+impl From<Refusal> for Explanation {
+    /// Of a request that gets no farther than that.
+    fn from(refusal: Refusal) -> Self {
+        Self { refused: Some(Refused::new(refusal, 100.0)), ..Self::default() }
     }
 }
 
@@ -194,7 +194,7 @@ impl Asked {
     ///
     /// # Errors
     /// It is no request, or from nobody that the agent knows.
-    pub fn answer(&self, table: &Table, now: admit::window::Millis) -> Result<Answer, String> {
+    pub fn answer(&self, table: &Table, now: admit::window::Millis) -> Result<Explanation, String> {
         let mut request = http::Request::builder().method(self.method.as_str()).uri(&self.target);
         for (name, value) in &self.headers {
             request = request.header(name, value);
@@ -211,7 +211,7 @@ impl Asked {
                 Some(Arc::clone(found.ok_or_else(|| format!("this agent knows no Pod {from}"))?))
             }
         };
-        let explained = message::prepare(&mut request).and_then(|_| {
+        let explained = message::prepare(&mut request).map(|_| {
             let question = Question {
                 method: &request.method,
                 path: request.uri.path(),
@@ -221,7 +221,7 @@ impl Asked {
             };
             explain(table, &question, now)
         });
-        Ok(explained.into())
+        Ok(explained.unwrap_or_else(Explanation::from))
     }
 }
 
@@ -241,19 +241,20 @@ pub struct Question<'a> {
 }
 
 /// Explains what would become of a request. `now` is the time as circuits count it.
-///
-/// # Errors
-/// The refusal that the request would get.
-pub fn explain(table: &Table, question: &Question<'_>, now: admit::window::Millis) -> Result<Explanation, Refusal> {
+pub fn explain(table: &Table, question: &Question<'_>, now: admit::window::Millis) -> Explanation {
     let host = question.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    let (service, port) = table.identify(host)?;
-    let service = table.at(service);
+    let (service, port) = match table.identify(host) {
+        Ok((service, port)) => (table.at(service), port),
+        Err(refusal) => return refusal.into(),
+    };
+    let label = Some(service.label.to_string());
     let Some(number) = service.ports.get(port).map(|port| port.number) else {
-        return Err(Refusal::new(Reason::NoInstances, format!("{} has no port", service.label)));
+        let refusal = Refusal::new(Reason::NoInstances, format!("{} has no port", service.label));
+        return Explanation { service: label, ..refusal.into() };
     };
     if service.ports.get(port).is_some_and(|port| port.protocol == Protocol::Tcp) {
         let detail = format!("port {number} of {} is not HTTP (appProtocol, or its name)", service.label);
-        return Err(Refusal::new(Reason::NotSupported, detail));
+        return Explanation { service: label, port: Some(number), ..Refusal::new(Reason::NotSupported, detail).into() };
     }
     let view = View {
         method: question.method,
@@ -268,7 +269,8 @@ pub fn explain(table: &Table, question: &Question<'_>, now: admit::window::Milli
     let mut considered = Vec::new();
     for entry in &service.entries {
         let held = entry.holds(&view);
-        let matched = held.is_ok() && decided.is_none();
+        let holds = held.is_ok();
+        let matched = holds && decided.is_none();
         let why = match held {
             Err(mismatch) => mismatch.to_string(),
             Ok(()) if matched => entry.to_string(),
@@ -281,6 +283,7 @@ pub fn explain(table: &Table, question: &Question<'_>, now: admit::window::Milli
             rule: service.rule(Some(entry.rule)).name.to_string(),
             entry: u32::try_from(entry.position).ok(),
             matched,
+            holds,
             why,
         });
     }
@@ -307,10 +310,19 @@ pub fn explain(table: &Table, question: &Question<'_>, now: admit::window::Milli
     let destinations = rule.destinations.iter().enumerate();
     let passed_on = |(position, d): (usize, &Destination)| if is_served(d) { share(position) } else { 0.0 };
     let unserved = destinations.clone().filter(|(_, d)| !is_served(d)).map(|(i, d)| (share(i), d));
-    let refused = if rest > 0.0 { refused(service, rule, (shares.total, rest), unserved) } else { None };
-    Ok(Explanation {
-        service: service.label.to_string(),
-        port: number,
+    let is_out = |d: &Destination| {
+        let ready = d.ports.get(port).map_or(&[][..], |p| &p.ready);
+        let out = |i: &Arc<Instance>| admit::standing(i.circuit.as_ref(), now) == Standing::Out;
+        !ready.is_empty() && d.fallback.is_none() && ready.iter().all(out)
+    };
+    let out = destinations.clone().filter(|(_, d)| is_out(d)).map(|(i, _)| share(i)).sum::<f64>();
+    let refused = match rest > 0.0 {
+        true => refused(service, rule, (shares.total, rest), unserved).or_else(|| barred(rule, out)),
+        false => None,
+    };
+    Explanation {
+        service: label,
+        port: Some(number),
         rule: decided.map(|_| rule.name.to_string()),
         considered,
         filters: filters.map_or_else(Vec::new, Filters::words),
@@ -321,10 +333,14 @@ pub fn explain(table: &Table, question: &Question<'_>, now: admit::window::Milli
             .map(|(i, d)| place(rule, d, port, passed_on((i, d)), question.method, now))
             .collect(),
         timeouts: Timeouts {
-            request_ms: rule.request_timeout.map(|t| t.as_millis()),
-            backend_request_ms: rule.try_timeout.map(|t| t.as_millis()),
+            request_ms: rule.request_timeout.map(millis),
+            backend_request_ms: rule.try_timeout.map(millis),
         },
-    })
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// What is answered because the rule says so.
@@ -372,6 +388,15 @@ fn refused<'d>(
     let detail = said.collect::<Vec<_>>().join("; ");
     let part = drawn.iter().map(|(share, _)| share).sum();
     if drawn.is_empty() { None } else { no_instances(detail, part) }
+}
+
+/// What is not passed on because every circuit of a destination is open.
+fn barred(rule: &Rule, percent: f64) -> Option<Refused> {
+    let detail = match rule.name.is_empty() {
+        true => "all circuits are open".to_owned(),
+        false => format!("all circuits of a destination of {} are open", rule.name),
+    };
+    (percent > 0.0).then(|| Refused::new(Refusal::new(Reason::CircuitOpen, detail), percent))
 }
 
 fn place(
@@ -446,5 +471,7 @@ fn retry(policy: &RetrySettings, method: &Method) -> Retry {
         }
         .into(),
         method_may_repeat: policy.methods.contains(method),
+        per_try_timeout_ms: policy.per_try_timeout.map(millis),
+        timeout_ms: policy.timeout.map(millis),
     }
 }

@@ -100,7 +100,11 @@ fn run(args: Args) -> anyhow::Result<()> {
     }
     let addresses = args.controller.iter().map(|address| {
         let url = if address.contains("://") { address.clone() } else { format!("http://{address}") };
-        url.parse().with_context(|| format!("--controller {address:?} is not an address"))
+        let url = url.parse::<tonic::transport::Uri>().ok();
+        let spoken = |uri: &tonic::transport::Uri| matches!(uri.scheme_str(), Some("http" | "https"));
+        url.filter(|uri| spoken(uri) && uri.port_u16().is_some()).with_context(|| {
+            format!("--controller {address:?}: write a host and a port, such as 10.0.0.7:15010, with or without http:// or https://")
+        })
     });
     let addresses = addresses.collect::<anyhow::Result<Vec<tonic::transport::Uri>>>()?;
     let is_tls = |uri: &tonic::transport::Uri| uri.scheme_str() == Some("https");

@@ -172,6 +172,8 @@ fn host(parts: &mut Parts) -> Result<(), Refusal> {
                     return bad("Host and the target differ");
                 }
                 Some(_) => {}
+                // On HTTP/2 the target may say it alone (RFC 9113 section 8.3.1), and before HTTP/1.1 nobody had to.
+                None if parts.version == Version::HTTP_11 => return bad("no Host"),
                 None => {
                     let Ok(value) = HeaderValue::from_str(authority.as_str()) else { return bad("the target is odd") };
                     parts.headers.insert(HOST, value);
@@ -324,14 +326,16 @@ fn request_hop_by_hop(headers: &mut HeaderMap, version: Version) -> Result<bool,
         }
     }
     let trailers = headers.get_all(TE).iter().any(|v| has_token(v.as_bytes(), "trailers"));
-    let wanted = headers.get(UPGRADE).cloned();
+    let wanted: Vec<HeaderValue> = headers.get_all(UPGRADE).iter().cloned().collect();
     remove_hop_by_hop(headers);
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
-    if upgrade && let Some(wanted) = wanted {
+    if upgrade {
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-        headers.insert(UPGRADE, wanted);
+        for protocols in wanted {
+            headers.append(UPGRADE, protocols);
+        }
     }
     Ok(upgrade)
 }

@@ -47,7 +47,7 @@ pub(crate) struct Check {
     #[arg(long, value_name = "DIR|FILE|GIT-REV", conflicts_with = "cluster")]
     pub(crate) against: Option<String>,
     /// How findings are written.
-    #[arg(long, value_enum, default_value_t = Output::Text)]
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
     pub(crate) output: Output,
     /// Warnings count as errors, except the notes about kinds that are not for switchyard.
     #[arg(long)]

@@ -38,7 +38,7 @@ Examples:
   kubectl switchyard circuits hold open my-service -n shop --for 10m --why 'the database is being moved'
   kubectl switchyard circuits release my-service -n shop
 
-Shown are circuits that are open or half-open, and policies whose circuits are held. Exit status: 0 when there is none, 1 when there
+Shown are circuits that are open or half-open, and policies whose circuits are held. Exit status: 0 when there is none, 1 when there \
 are, 2 when that could not be told.
 
 From a folder, as with `switchyard run`, there is no API server: set spec.override in the policy's file instead."

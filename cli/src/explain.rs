@@ -14,9 +14,8 @@ use http::{Method, Uri};
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
-use switchyard_agent::explain::{Answer, Asked, Considered, Explanation, Question, explain};
+use switchyard_agent::explain::{Asked, Considered, Explanation, Question, explain};
 use switchyard_agent::message;
-use switchyard_agent::refusal::Refusal;
 use switchyard_agent::resources::Resources;
 use switchyard_agent::runtime::Runtime;
 use switchyard_agent::table::{self, Table, Workload};
@@ -42,7 +41,7 @@ Examples:
   switchyard explain --agent 127.0.0.1:15020 http://my-service.shop/
   kubectl switchyard explain -n shop -H 'x-version: v2' http://my-service.shop/
 
-Exit status: 0 when the request would be routed, or answered as its rule says, 1 when it would be refused, 2 when that could
+Exit status: 0 when the request would be routed, or answered as its rule says, 1 when it would be refused, 2 when that could \
 not be told.")]
 pub(crate) struct Explain {
     /// The request's URL; its host names the Service.
@@ -84,29 +83,23 @@ enum Output {
 /// Explains one request.
 pub(crate) fn run(args: &Explain) -> Result<ExitCode> {
     let mut request = request(args)?;
-    let answer = match &args.agent {
+    let explanation = match &args.agent {
         Some(agent) => ask(agent, &request, args.from.clone())?,
         None => {
             let offline = Offline::of(args)?;
-            message::prepare(&mut request).and_then(|_| offline.explain(&request)).into()
+            message::prepare(&mut request).map_or_else(Explanation::from, |_| offline.explain(&request))
         }
     };
-    let is_routed = match &answer {
-        Answer::Explained(it) => it.refused.as_ref().is_none_or(|refused| refused.percent < 100.0),
-        Answer::Refused { .. } => false,
-    };
-    output::answer(&match (args.output, &answer) {
-        (Output::Json, answer) => serde_json::to_string_pretty(answer)? + "\n",
-        (Output::Text, Answer::Explained(explanation)) => text(explanation),
-        (Output::Text, Answer::Refused { refused }) => {
-            format!("refused: {} {}: {}\n", refused.status, refused.reason, refused.detail)
-        }
+    let is_routed = explanation.refused.as_ref().is_none_or(|refused| refused.percent < 100.0);
+    output::answer(&match args.output {
+        Output::Json => serde_json::to_string_pretty(&explanation)? + "\n",
+        Output::Text => text(&explanation),
     })?;
     Ok(if is_routed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Asks an agent that runs.
-fn ask(agent: &str, request: &Parts, from: Option<String>) -> Result<Answer> {
+fn ask(agent: &str, request: &Parts, from: Option<String>) -> Result<Explanation> {
     let field = |(name, value): (&HeaderName, &HeaderValue)| {
         let value = value.to_str().with_context(|| format!("-H {name}: an agent can be asked about ASCII only"))?;
         anyhow::Ok((name.to_string(), value.to_owned()))
@@ -230,7 +223,7 @@ impl Offline {
         Ok(Self { world, table, runtime, caller })
     }
 
-    fn explain(&self, request: &Parts) -> Result<Explanation, Refusal> {
+    fn explain(&self, request: &Parts) -> Explanation {
         let question = Question {
             method: &request.method,
             path: request.uri.path(),
@@ -239,53 +232,41 @@ impl Offline {
             caller: self.caller.as_ref(),
         };
         let now = self.runtime.millis(switchyard_agent::clock::now());
-        let mut explanation = explain(&self.table, &question, now)?;
-        explanation.considered.extend(self.left_out(&explanation.service));
-        Ok(explanation)
+        let explanation = explain(&self.table, &question, now);
+        explanation.service.iter().for_each(|service| self.tell_left_out(service));
+        explanation
     }
 
-    /// The rules, and entries of rules, that agents do not get.
-    fn left_out(&self, service: &str) -> Vec<Considered> {
+    /// Tells of the entries of rules that agents do not get: no part of the answer, which is the same as an agent's.
+    fn tell_left_out(&self, service: &str) {
         let (namespace, name) = service.split_once('/').unwrap_or_default();
         let service = ServiceKey { namespace: namespace.to_owned(), name: name.to_owned() };
-        let mut left_out = Vec::new();
         for rule in self.world.rules_of(&service) {
             let own = |name: &Option<String>| name.clone().unwrap_or_default();
             let name = format!("{}/{}", own(&rule.metadata.namespace), own(&rule.metadata.name));
-            for (position, entry) in (0..).zip(&rule.spec.matches) {
+            for (position, entry) in rule.spec.matches.iter().enumerate() {
                 if let Some(why) = entry_left_out(rule, entry) {
-                    let (why, entry) = (format!("left out: {why}"), Some(position));
-                    left_out.push(Considered { rule: name.clone(), entry, matched: false, why });
+                    console::say(format_args!("note: {name} matches[{position}] is left out: {why}"));
                 }
             }
         }
-        left_out
     }
 }
 
 /// For people: aligned, and no more than is asked.
 fn text(explanation: &Explanation) -> String {
-    let mut lines = vec![format!("service  {} port {}", explanation.service, explanation.port)];
+    // A request that no rule was asked about.
+    let is_asked = explanation.rule.is_some() || !explanation.destinations.is_empty();
+    let Some((service, port)) = explanation.service.as_ref().zip(explanation.port).filter(|_| is_asked) else {
+        let refused = explanation.refused.iter();
+        return refused.map(|r| format!("refused: {} {}: {}\n", r.status, r.reason, r.detail)).collect();
+    };
+    let mut lines = vec![format!("service  {service} port {port}")];
     match &explanation.rule {
         Some(rule) => lines.push(format!("rule     {rule}")),
         None => lines.push("rule     none matches: all ready instances take part".to_owned()),
     }
-    if !explanation.considered.is_empty() {
-        lines.push(String::new());
-        let mut widest = 0;
-        let named: Vec<(String, &str, bool)> = explanation
-            .considered
-            .iter()
-            .map(|c| {
-                let name = c.entry.map_or_else(|| c.rule.clone(), |entry| format!("{} matches[{entry}]", c.rule));
-                widest = widest.max(name.len());
-                (name, c.why.as_str(), c.matched)
-            })
-            .collect();
-        for (name, why, matched) in named {
-            lines.push(format!("  {} {name:widest$}  {why}", if matched { "yes" } else { "no " }));
-        }
-    }
+    lines.extend(considered(&explanation.considered));
     if !explanation.filters.is_empty() || explanation.stickiness.is_some() {
         lines.push(String::new());
     }
@@ -332,8 +313,11 @@ fn text(explanation: &Explanation) -> String {
         if let Some(retry) = &place.retry {
             let may =
                 if retry.method_may_repeat { "" } else { ", only for connections that fail: not with this method" };
+            let limit =
+                |name: &str, limit: Option<u64>| limit.map_or_else(String::new, |ms| format!(", {name} {ms} ms"));
+            let limits = limit("each try", retry.per_try_timeout_ms) + &limit("all together", retry.timeout_ms);
             lines.push(format!(
-                "  retry policy {}: up to {} retries, {}{may}",
+                "  retry policy {}: up to {} retries, {}{limits}{may}",
                 retry.policy, retry.max_retries, retry.strategy
             ));
         }
@@ -353,6 +337,32 @@ fn text(explanation: &Explanation) -> String {
         lines.extend([String::new(), format!("{share}would be answered {status} {reason}: {detail}")]);
     }
     lines.join("\n") + "\n"
+}
+
+/// Rules that are shown of those asked before the one that holds, and of those behind it that hold too.
+const SHOWN: usize = 20;
+
+/// The rules that were asked, up to the one that holds, and those behind it that would hold too.
+fn considered(all: &[Considered]) -> Vec<String> {
+    let asked = all.iter().position(|c| c.matched).map_or(all.len(), |at| at + 1);
+    let (asked, later) = all.split_at(asked);
+    let (before, decides) = asked.split_at(asked.len() - usize::from(asked.last().is_some_and(|c| c.matched)));
+    let also: Vec<&Considered> = later.iter().filter(|c| c.holds).collect();
+    let shown = before.iter().take(SHOWN).chain(decides).chain(also.iter().take(SHOWN).copied());
+    let name = |c: &Considered| c.entry.map_or_else(|| c.rule.clone(), |entry| format!("{} matches[{entry}]", c.rule));
+    let widest = shown.clone().map(|c| name(c).len()).max().unwrap_or_default();
+    let line = |c: &Considered| format!("  {} {:widest$}  {}", if c.matched { "yes" } else { "no " }, name(c), c.why);
+    let more = |count: usize, what: &str| (count > 0).then(|| format!("  ... {count} {what}"));
+    let mut lines = Vec::new();
+    if !all.is_empty() {
+        lines.push(String::new());
+    }
+    lines.extend(before.iter().take(SHOWN).map(line));
+    lines.extend(more(before.len().saturating_sub(SHOWN), "more that come first do not match (--output json has all)"));
+    lines.extend(decides.iter().map(line));
+    lines.extend(also.iter().take(SHOWN).map(|c| line(c)));
+    lines.extend(more(later.len() - also.len().min(SHOWN), "more come later in the order"));
+    lines
 }
 
 fn percent(share: f64) -> String {

@@ -34,10 +34,10 @@ Examples:
   curl -H 'Host: my-service.shop' http://127.0.0.1:15001/
   curl -H 'Host: my-service.shop' -H 'x-version: v2' http://127.0.0.1:15001/
 
-The folder holds the same YAML that a cluster takes: RouteRule, CircuitPolicy, RetryPolicy, Service, EndpointSlice, Pod,
+The folder holds the same YAML that a cluster takes: RouteRule, CircuitPolicy, RetryPolicy, Service, EndpointSlice, Pod, \
 Namespace. A file that is saved is in force at once; a broken one is reported, and what held before goes on.
 
-Names that the proxy knows: my-service (where one namespace alone has it), my-service.shop, my-service.shop.svc and
+Names that the proxy knows: my-service (where one namespace alone has it), my-service.shop, my-service.shop.svc and \
 my-service.shop.svc.cluster.local, each with or without a port.
 
 SWITCHYARD_LOG sets what is logged, as in SWITCHYARD_LOG=debug.")]

@@ -9,7 +9,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::values::{Duration, Percent};
+use crate::values::{Duration, Percent, Seconds};
 
 /// One rule for the requests to one Service: which requests it is for, and where they go.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -594,9 +594,9 @@ pub struct Cors {
     /// Whether they may send credentials.
     #[serde(default)]
     pub allow_credentials: bool,
-    /// How long a preflight's answer may be kept. Absent: 5s.
+    /// How long a preflight's answer may be kept: a number of seconds or a duration. Absent: 5s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub max_age: Option<Duration>,
+    pub max_age: Option<Seconds>,
 }
 
 /// What has become of a rule.

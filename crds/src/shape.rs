@@ -198,7 +198,9 @@ impl Walk {
     }
 
     fn value(&mut self, schema: &Value, value: &Value, path: &str) {
-        let Some(wanted) = schema["type"].as_str() else { return };
+        let int_or_string = schema["x-kubernetes-int-or-string"].as_bool().unwrap_or_default();
+        let either = if value.is_string() { "string" } else { "integer" };
+        let Some(wanted) = schema["type"].as_str().or(int_or_string.then_some(either)) else { return };
         match (wanted, value) {
             ("object", Value::Object(fields)) => self.object(schema, fields, path),
             ("array", Value::Array(items)) => self.array(schema, items, path),

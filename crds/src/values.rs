@@ -210,6 +210,57 @@ impl FromStr for Size {
     }
 }
 
+/// A length of time where the Gateway API takes a whole number of seconds, as in `600`; a [`Duration`], as in `10m`, says the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seconds(pub Duration);
+
+impl Seconds {
+    /// The most that a number may say: as much as a duration can.
+    const MOST: u64 = 99_999 * 3600;
+}
+
+impl Serialize for Seconds {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Seconds {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Either {
+            Number(u64),
+            Text(String),
+        }
+        match Either::deserialize(deserializer) {
+            Ok(Either::Number(seconds)) if seconds <= Self::MOST => Ok(Self(Duration::from_secs(seconds))),
+            Ok(Either::Text(text)) => text.parse().map(Self).map_err(D::Error::custom),
+            _ => Err(D::Error::custom(format!("not {}, or a number of seconds", Duration::HINT))),
+        }
+    }
+}
+
+impl JsonSchema for Seconds {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Seconds".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "x-kubernetes-int-or-string": true,
+            "pattern": Duration::PATTERN,
+            "maxLength": Duration::LONGEST,
+            "minimum": 0,
+            "maximum": Self::MOST,
+        })
+    }
+}
+
 /// A text that is not what its field takes; the message says what is.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not {hint}")]
@@ -287,6 +338,15 @@ mod tests {
             assert_eq!(text.parse::<Size>().unwrap().to_string(), text);
         }
         assert_eq!("60s".parse::<Duration>().unwrap(), "1m".parse().unwrap());
+    }
+
+    #[test]
+    fn seconds_are_a_number_or_a_duration() {
+        let read = |text: &str| serde_json::from_str::<Seconds>(text).map(|seconds| seconds.0);
+        assert_eq!(read("600").unwrap(), read("\"10m\"").unwrap());
+        for wrong in ["-1", "1.5", "\"600\"", "true", "360000000"] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
     }
 
     fn agrees<T: FromStr>(pattern: &str, text: &str) {

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use http::Request;
-use serde_json::Value;
+use serde_json::{Value, json};
 use switchyard_tests::backend::Backend;
 use switchyard_tests::client::{self, empty};
 use switchyard_tests::manifests::{Manifests, canary, circuit, rule};
@@ -118,7 +118,8 @@ fn what_would_be_answered_503_is_not_routed() {
 fn considered(folder: &Path, args: &[&str]) -> Vec<(String, Option<u64>, bool, String)> {
     let (status, said) = explain_in(folder, &[args, &["--output", "json", "my-service.shop"]].concat());
     assert_eq!(status, 0, "{said}");
-    let json: Value = serde_json::from_str(&said).unwrap();
+    // Notes may follow it.
+    let json: Value = serde_json::Deserializer::from_str(&said).into_iter().next().unwrap().unwrap();
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     let all = json["considered"].as_array().unwrap().iter();
     all.map(|c| (text(&c["rule"]), c["entry"].as_u64(), c["matched"].as_bool().unwrap(), text(&c["why"]))).collect()
@@ -182,16 +183,18 @@ fn a_rule_of_a_consumer_is_for_its_own_callers_and_what_is_left_out_is_named() {
     let to_shop = "  destinations: [{service: my-service, namespace: shop}]\n";
     let consumer = rule("of-a-consumer", &format!("  serviceNamespace: shop\n{matches}{to_shop}"));
     let manifests = with_v1(&consumer.replacen("namespace: shop}", "namespace: web}", 1));
-    let left_out = "left out: no caller is of namespace other and of web: a rule for a Service of another namespace is for callers of \
-                    its own";
     for (from, matched, why) in
         [("web", true, "a caller of namespace web"), ("shop", false, "the caller is not of namespace web")]
     {
         assert_eq!(
             seen(&considered(manifests.path(), &["--from", from])),
-            [("web/of-a-consumer", Some(1), matched, why), ("web/of-a-consumer", Some(0), false, left_out)]
+            [("web/of-a-consumer", Some(1), matched, why)]
         );
     }
+    let (_, said) = explain_in(manifests.path(), &["http://my-service.shop/"]);
+    let left_out = "web/of-a-consumer matches[0] is left out: no caller is of namespace other and of web: a rule for a Service of \
+                    another namespace is for callers of its own";
+    assert!(said.contains(left_out), "{said}");
 }
 
 #[test]
@@ -200,6 +203,13 @@ fn what_no_rule_is_asked_about_is_refused_as_in_traffic() {
     assert!(status == 1 && said.contains("501 not-supported"), "{said}");
     let (status, said) = explain(&["-H", "transfer-encoding: gzip", "http://my-service.shop/"]);
     assert!(status == 1 && said.contains("501 not-supported"), "{said}");
+    let (_, said) = explain(&["--output", "json", "http://nobody.shop/"]);
+    let json: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(
+        (&json["service"], &json["rule"], &json["refused"]["reason"]),
+        (&Value::Null, &Value::Null, &"no-route".into())
+    );
+    assert_eq!((&json["considered"], &json["destinations"]), (&json!([]), &json!([])), "always there");
 }
 
 #[test]
@@ -286,6 +296,15 @@ async fn an_agent_that_runs_gives_the_same_answer_and_tells_of_its_circuits() {
     let (v1, v2) = (Backend::start("v1").await, Backend::start("v2").await);
     let manifests = Manifests::canary(&[("v1", v1.address), ("v2", v2.address)], 20, 80);
     manifests.write("circuit.yaml", &circuit("  failureThreshold: 1\n"));
+    let timed = rule(
+        "timed",
+        "  matches: [{path: {value: /timed}}]\n  destinations: [{service: my-service, version: v2}]\n  timeouts: {request: 5s, \
+         backendRequest: 2s}\n  retryPolicy: timed\n",
+    );
+    manifests.write("timed.yaml", &timed);
+    let policy = "apiVersion: switchyard.dev/v1alpha1\nkind: RetryPolicy\nmetadata: {name: timed, namespace: shop}\nspec: {perTryTimeout: \
+                  1s, timeout: 3s}\n";
+    manifests.write("retry.yaml", policy);
     let switchyard = Switchyard::run(manifests.path()).await;
     let agent = switchyard.admin.to_string();
     let both = |request: &[&str]| {
@@ -300,10 +319,16 @@ async fn an_agent_that_runs_gives_the_same_answer_and_tells_of_its_circuits() {
         &["-X", "POST", "http://my-service.shop/"],
         &["--from", "web", "http://my-service.shop/"],
         &["http://nobody.shop/"],
+        &["http://my-service.shop/timed"],
     ] {
         let (offline, live) = both(request);
         assert_eq!(live, offline, "{request:?}");
     }
+    let ((_, said), _) = both(&["http://my-service.shop/timed"]);
+    let json: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(json["timeouts"], json!({"requestMs": 5000, "backendRequestMs": 2000}));
+    let retry = &json["destinations"][0]["retry"];
+    assert_eq!((&retry["perTryTimeoutMs"], &retry["timeoutMs"]), (&json!(1000), &json!(3000)));
 
     v2.fail();
     wait_for("the circuit opens", async || {
@@ -315,6 +340,11 @@ async fn an_agent_that_runs_gives_the_same_answer_and_tells_of_its_circuits() {
     let (_, (_, live)) = both(&["-H", "x-version: v2", "http://my-service.shop/"]);
     let live: Value = serde_json::from_str(&live).unwrap();
     assert_eq!(live["destinations"][0]["instances"][0]["circuit"], "open", "{live}");
+    assert_eq!(
+        (&live["refused"]["reason"], &live["refused"]["percent"]),
+        (&json!("circuit-open"), &json!(20.0)),
+        "{live}"
+    );
 
     let wrong =
         output("switchyard", &["explain", "--agent", &agent, "--from", "web/nobody", "http://my-service.shop/"]);

@@ -107,6 +107,7 @@ const TABLE: &[(&str, &str, Fate)] = &[
     ("two Hosts that differ", "GET / HTTP/1.1\r\nhost: {host}\r\nhost: other.shop\r\n\r\n", Refused),
     ("two Hosts in one", "GET / HTTP/1.1\r\nhost: {host}, other.shop\r\n\r\n", Refused),
     ("no Host", "GET / HTTP/1.1\r\n\r\n", Refused),
+    ("an absolute target and no Host", "GET http://{host}/ HTTP/1.1\r\n\r\n", Refused),
     ("an empty Host", "GET / HTTP/1.1\r\nhost: \r\n\r\n", Refused),
     ("a Host with a user", "GET / HTTP/1.1\r\nhost: me@{host}\r\n\r\n", Refused),
     ("a Host with a path", "GET / HTTP/1.1\r\nhost: {host}/x\r\n\r\n", Refused),

@@ -95,7 +95,9 @@ fn git(folder: &Path, arguments: &[&str], input: &[u8]) -> Result<Vec<u8>> {
         child.wait_with_output()
     })?;
     if !done.status.success() {
-        bail!("git {}: {}", arguments[0], String::from_utf8_lossy(&done.stderr).trim());
+        let said = String::from_utf8_lossy(&done.stderr);
+        let said = Some(said.trim()).filter(|said| !said.is_empty()).map_or(done.status.to_string(), ToOwned::to_owned);
+        bail!("git {}: {said}", arguments[0]);
     }
     Ok(done.stdout)
 }

@@ -261,7 +261,11 @@ fn goes(service: &Service, rule: &RouteRule) -> String {
     let shares = shares(rule);
     let destinations = rule.spec.destinations.iter().zip(shares);
     let drawn = destinations.filter(|(_, share)| !share.is_empty());
-    drawn.map(|(to, share)| format!("{} {share}", destination(service, rule, to))).collect::<Vec<_>>().join(", ")
+    let drawn = drawn.map(|(to, share)| format!("{} {share}", destination(service, rule, to)));
+    let faults = rule.spec.filters.iter().filter_map(|filter| filter.fault.as_ref());
+    let aborted = faults.filter_map(|fault| fault.abort.as_ref());
+    let aborted = aborted.map(|abort| format!("but {} answered {} as a fault", abort.percent, abort.status));
+    drawn.chain(aborted).collect::<Vec<_>>().join(", ")
 }
 
 /// The share of each destination; empty where it has none.
@@ -294,15 +298,21 @@ fn destination(service: &Service, rule: &RouteRule, to: &Destination) -> String 
 /// What two states of an object say differently.
 fn differences(old: &Object, new: &Object) -> String {
     let mut told = Vec::new();
+    // Filters of a destination are told field by field.
+    let unfiltered = |rule: &RouteRule| {
+        let plain = rule.spec.destinations.iter().cloned().map(|to| Destination { filters: Vec::new(), ..to });
+        plain.collect::<Vec<_>>()
+    };
     if let (Object::RouteRule(old), Object::RouteRule(new)) = (old, new)
-        && old.spec.destinations != new.spec.destinations
+        && unfiltered(old) != unfiltered(new)
     {
         told.push(destinations(old, new));
     }
     let (mut before, mut after) = (BTreeMap::new(), BTreeMap::new());
     leaves("spec", &spec(old), &mut before);
     leaves("spec", &spec(new), &mut after);
-    let is_told = |field: &str| !told.is_empty() && field.starts_with("spec.destinations");
+    let is_told =
+        |field: &str| !told.is_empty() && field.starts_with("spec.destinations") && !field.contains("].filters[");
     let fields: BTreeSet<&String> = before.keys().chain(after.keys()).filter(|field| !is_told(field)).collect();
     let other = |field: &&&String| before.get(**field) != after.get(**field);
     let mut fields: Vec<String> = fields
@@ -329,7 +339,8 @@ fn destinations(old: &RouteRule, new: &RouteRule) -> String {
     let of = rule_service(new);
     let service = Service { namespace: of.namespace, name: of.name, ..Service::default() };
     let unweighted = |rule: &RouteRule| {
-        let plain = rule.spec.destinations.iter().cloned().map(|to| Destination { weight: 0, ..to });
+        let plain =
+            rule.spec.destinations.iter().cloned().map(|to| Destination { weight: 0, filters: Vec::new(), ..to });
         plain.collect::<Vec<_>>()
     };
     if unweighted(old) != unweighted(new) {

@@ -27,7 +27,8 @@ pub(super) fn write(report: &Report) -> String {
 fn annotation(level: &str, place: Option<&Place>, title: &str, message: &str) -> String {
     let mut properties = Vec::new();
     if let Some(place) = place {
-        properties.push(format!("file={}", property(&place.file.display().to_string())));
+        let file = place.file.strip_prefix(".").unwrap_or(&place.file);
+        properties.push(format!("file={}", property(&file.display().to_string())));
         if place.line > 0 {
             let end = place.column + place.length;
             properties.push(format!("line={},col={},endColumn={end}", place.line, place.column));

@@ -46,9 +46,10 @@ pub(super) fn write(report: &Report) -> serde_json::Result<String> {
 }
 
 fn result(id: &str, level: &str, message: &str, object: &ObjectName, place: Option<&Place>) -> Value {
-    let mut location = json!({});
+    // Code scanning takes nothing without a file. What is gone stands in none, and is told of the whole.
+    let mut location = json!({ "physicalLocation": { "artifactLocation": { "uri": "." } } });
     if let Some(place) = place {
-        location["physicalLocation"] = json!({ "artifactLocation": { "uri": uri(&place.file) } });
+        location["physicalLocation"]["artifactLocation"]["uri"] = uri(&place.file).into();
         if place.line > 0 {
             location["physicalLocation"]["region"] = json!({
                 "startLine": place.line, "startColumn": place.column.max(1), "endColumn": place.column.max(1) + place.length.max(1),

@@ -100,7 +100,7 @@ fn cors(cors: &Cors) -> v1::Cors {
         allow_headers: cors.allow_headers.clone(),
         expose_headers: cors.expose_headers.clone(),
         allow_credentials: cors.allow_credentials,
-        max_age_seconds: cors.max_age.map_or(DEFAULT_MAX_AGE, |age| age.as_millis().div_ceil(1000)),
+        max_age_seconds: cors.max_age.map_or(DEFAULT_MAX_AGE, |age| age.0.as_millis().div_ceil(1000)),
     }
 }
 

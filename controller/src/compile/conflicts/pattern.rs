@@ -25,6 +25,8 @@ pub(super) struct Pattern {
     pub(super) prefix: Vec<u8>,
     /// Every value of it ends so.
     pub(super) suffix: Vec<u8>,
+    /// No value of it has fewer bytes.
+    least: usize,
     /// A value of it, where one could be told.
     pub(super) sample: Option<Vec<u8>>,
     /// Of a path: its first segments that are always the same, by position from 1.
@@ -69,6 +71,7 @@ impl Pattern {
             text: text.to_owned(),
             prefix: common(false),
             suffix: common(true),
+            least: hir.properties().minimum_len().unwrap_or_default(),
             sample: has_sample.then_some(sample),
             segments: segments(&hir),
             regex: OnceCell::new(),
@@ -82,7 +85,9 @@ impl Pattern {
             return matches;
         }
         let build = || {
-            let config = Regex::config().utf8_empty(false).nfa_size_limit(Some(REGEX_NFA_BYTES));
+            // A whole automaton takes longer to build than the few questions that are put to it.
+            let config =
+                Regex::config().utf8_empty(false).nfa_size_limit(Some(REGEX_NFA_BYTES)).dfa(false).onepass(false);
             Regex::builder().syntax(bytewise()).configure(config).build(&self.whole()).ok()
         };
         self.regex.get_or_init(build).as_ref().is_some_and(|regex| regex.is_match(value))
@@ -93,7 +98,8 @@ impl Pattern {
         if self.sample.as_deref() == Some(value) {
             return Some(true);
         }
-        (!value.starts_with(&self.prefix) || !value.ends_with(&self.suffix)).then_some(false)
+        let is_apart = value.len() < self.least || !value.starts_with(&self.prefix) || !value.ends_with(&self.suffix);
+        is_apart.then_some(false)
     }
 
     /// What the comparison with a value costs, in steps: the first that needs the matcher has to build it.

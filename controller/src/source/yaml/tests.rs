@@ -75,7 +75,10 @@ fn documents_are_told_apart_and_empty_ones_are_null() {
 
 #[test]
 fn a_tab_between_a_key_and_its_value_is_white_space() {
-    assert_eq!(json("a:\tb\nc: {d:\te, f: \tg}\nh:\t\"x:\ty\"\n"), json!({"a": "b", "c": {"d": "e", "f": "g"}, "h": "x:\ty"}));
+    assert_eq!(
+        json("a:\tb\nc: {d:\te, f: \tg}\nh:\t\"x:\ty\"\n"),
+        json!({"a": "b", "c": {"d": "e", "f": "g"}, "h": "x:\ty"})
+    );
     let text = "a: |\n  b:\tc\nd:\te\n";
     assert_eq!(json(text), json!({"a": "b:\tc\n", "d": "e"}));
 }
