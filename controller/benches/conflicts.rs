@@ -14,7 +14,7 @@ use switchyard_crds::RouteRule;
 /// The matches of a rule, by its number.
 type Matches = fn(usize) -> Value;
 
-const SHAPES: [(&str, Matches); 12] = [
+const SHAPES: [(&str, Matches); 13] = [
     ("exact paths", |i| json!([{"path": {"type": "Exact", "value": format!("/item/{i}")}}])),
     ("prefixes", |i| json!([{"path": {"value": format!("/area/{i}")}}])),
     ("one header", |i| json!([{"headers": [{"name": "x-tenant", "value": format!("t{i}")}]}])),
@@ -27,6 +27,10 @@ const SHAPES: [(&str, Matches); 12] = [
     (
         "expressions, told apart in the middle",
         |i| json!([{"path": {"type": "RegularExpression", "value": format!("/v[0-9]+/r{i}/[^/]+")}}]),
+    ),
+    (
+        "expressions, told apart in the middle, with any end",
+        |i| json!([{"path": {"type": "RegularExpression", "value": format!("/[a-z]+/r{i}/.*")}}]),
     ),
     (
         "expressions, told apart at their ends",

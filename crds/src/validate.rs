@@ -21,7 +21,7 @@ mod route_rule;
 mod targets;
 
 pub use circuit_policy::validate_circuit_policy;
-pub use patterns::{REGEX_NFA_BYTES, whole_match};
+pub use patterns::{REGEX_NFA_BYTES, usable};
 pub use retry_policy::validate_retry_policy;
 pub use route_rule::{consumer_namespace, entry_left_out, validate_route_rule};
 

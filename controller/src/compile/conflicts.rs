@@ -148,7 +148,7 @@ impl<'a> Analysis<'_, 'a> {
             let peers = Index::new(self.question.entries, range.clone());
             for at in range.clone().filter(|at| !shadowed.contains(&entries[*at].rule)) {
                 let mut known = std::mem::take(&mut rivals[entries[at].rule]);
-                self.rivals(at, range.start, &peers, &mut known);
+                self.rivals(at, range.start, &peers, shadowed, &mut known);
                 rivals[entries[at].rule] = known;
             }
         }
@@ -159,7 +159,14 @@ impl<'a> Analysis<'_, 'a> {
     }
 
     /// Older entries of one class that a request matches together with this one, while nobody of a better class takes it.
-    fn rivals(&mut self, at: usize, class_start: usize, peers: &Index<'_>, known: &mut Vec<Rival>) {
+    fn rivals(
+        &mut self,
+        at: usize,
+        class_start: usize,
+        peers: &Index<'_>,
+        shadowed: &BTreeSet<usize>,
+        known: &mut Vec<Rival>,
+    ) {
         let question = &self.question;
         let entries = &question.entries.entries;
         let entry = &entries[at];
@@ -175,7 +182,9 @@ impl<'a> Analysis<'_, 'a> {
             }
             let rule = entries[other].rule;
             let is_known = || known.iter().any(|rival| entries[rival.entries[1]].rule == rule);
-            if rule != entry.rule && !is_known() && !entry.is_apart_from(&entries[other]) {
+            // One that gets nothing takes nothing either.
+            let is_rival = rule != entry.rule && !shadowed.contains(&rule);
+            if is_rival && !is_known() && !entry.is_apart_from(&entries[other]) {
                 let request = match question.ask(&[at, other], Takers::AllBefore(class_start)) {
                     Reach::Nothing(_) => return ControlFlow::Continue(()),
                     Reach::Request(request) => Some(request),

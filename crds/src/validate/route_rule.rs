@@ -120,7 +120,7 @@ impl Report {
     }
 
     fn regex(&mut self, field: &str, expression: &str) {
-        if let Err(message) = patterns::whole_match(expression) {
+        if let Err(message) = patterns::usable(expression) {
             self.error(field, message);
         }
     }

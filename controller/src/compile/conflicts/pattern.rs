@@ -18,6 +18,16 @@ const LONGEST_SAMPLE: usize = 256;
 /// The memory, in bytes, that the states of one automaton may take before a question counts as too large.
 const AUTOMATON_BYTES: usize = 2 << 20;
 
+thread_local! {
+    /// Kept, since it takes longer to make one than to compile what people write.
+    static COMPILER: thompson::Compiler = {
+        let mut compiler = thompson::Compiler::new();
+        compiler.syntax(bytewise());
+        compiler.configure(thompson::Config::new().utf8(false).nfa_size_limit(Some(REGEX_NFA_BYTES)));
+        compiler
+    };
+}
+
 /// A regular expression that matches whole values.
 pub(super) struct Pattern {
     text: String,
@@ -121,12 +131,8 @@ impl Pattern {
                 .skip_cache_capacity_check(true)
                 // States that were given out must stay what they are.
                 .minimum_cache_clear_count(Some(0));
-            let dfa = DFA::builder()
-                .syntax(bytewise())
-                .thompson(thompson::Config::new().utf8(false).nfa_size_limit(Some(REGEX_NFA_BYTES)))
-                .configure(config)
-                .build(&self.whole())
-                .ok()?;
+            let nfa = COMPILER.with(|compiler| compiler.build(&self.whole())).ok()?;
+            let dfa = DFA::builder().configure(config).build_from_nfa(nfa).ok()?;
             let cache = RefCell::new(dfa.create_cache());
             Some(Walker { dfa, cache })
         };
