@@ -49,6 +49,11 @@ fn naive(a: &(&RouteRule, usize, &RouteMatch), b: &(&RouteRule, usize, &RouteMat
         })
     }
     let has_method = |entry: &RouteMatch| entry.method.is_some() || entry.grpc.is_some();
+    // A consumer rule asks who calls in every entry.
+    let asks_who = |rule: &RouteRule, entry: &RouteMatch| {
+        let of = rule.spec.service_namespace.as_ref();
+        entry.source.is_some() || of.is_some_and(|of| Some(of) != rule.metadata.namespace.as_ref())
+    };
     let more_first = |a: usize, b: usize| b.cmp(&a);
     let ((rule_a, at_a, a), (rule_b, at_b, b)) = (a, b);
     let created = |rule: &RouteRule| rule.metadata.creation_timestamp.as_ref().map(|time| time.0);
@@ -58,7 +63,7 @@ fn naive(a: &(&RouteRule, usize, &RouteMatch), b: &(&RouteRule, usize, &RouteMat
         has_method(b).cmp(&has_method(a)),
         more_first(a.headers.len() + a.cookies.len(), b.headers.len() + b.cookies.len()),
         more_first(a.query_params.len(), b.query_params.len()),
-        more_first(a.source.iter().count(), b.source.iter().count()),
+        asks_who(rule_b, b).cmp(&asks_who(rule_a, a)),
     ];
     decided.push(match (created(rule_a), created(rule_b)) {
         (Some(a), Some(b)) => a.cmp(&b),
