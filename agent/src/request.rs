@@ -33,7 +33,7 @@ use crate::record::metrics::Fallback;
 use crate::refusal::{Reason, Refusal};
 use crate::reply::{Relay, overdue};
 use crate::retry::replay::Replayable;
-use crate::retry::{self, Next, Tries};
+use crate::retry::{self, Next, Pushback, Tries};
 use crate::table::{At, Filters, Outcome, RetrySettings, Rule, Table};
 use crate::worker::{Caller, TableRef, Worker};
 use crate::{clock, ids, tunnel};
@@ -236,9 +236,10 @@ async fn serve<'t>(
             deadline: call.deadline(),
             stale,
         };
-        let asked = reply.as_ref().and_then(|r| retry::retry_after(&r.head.headers));
+        let pushback = reply.as_ref().map_or(Pushback::None, |r| retry::pushback(&r.head.headers, facts.grpc));
         let time = (now, worker.millis(now));
-        let next = worker.with_rng(|rng| retry::after(policy, &mut tries, asks, outcome, asked, time, rng));
+        let ahead = || choose::ahead(worker, table, at, policy.rechoose_destination, now);
+        let next = worker.with_rng(|rng| retry::after(policy, &mut tries, asks, (outcome, pushback), time, ahead, rng));
         match next {
             Next::Again { after } => {
                 tries.reason = Some(outcome.word());
@@ -299,6 +300,10 @@ async fn attempt(
             let mut connection = connection;
             loop {
                 let counted = policy.is_some_and(|p| p.max_retries > 0) && !upgrade;
+                if let Some(deadline) = limits.deadline() {
+                    let left = deadline.saturating_duration_since(clock::now());
+                    retry::pass_on(&mut call.parts.headers, call.facts.grpc, left);
+                }
                 let mut request = call.request(counted, retries, last);
                 if let Some(filters) = &table.destination(at).filters {
                     filters.change_request(request.headers_mut());

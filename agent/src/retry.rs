@@ -10,7 +10,7 @@
 
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, Method};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use rand::Rng;
 
 use crate::admit::window::Millis;
@@ -30,7 +30,9 @@ pub struct Tries {
     pub retries: u32,
     /// What the last of them was for, in a metric's word, until it is known what came of it.
     pub reason: Option<&'static str>,
-    /// The wait before the last of them.
+    /// Waits of the back-off, since it began or began anew.
+    waits: u32,
+    /// The last of those.
     previous: Duration,
 }
 
@@ -47,6 +49,31 @@ pub struct Request<'a> {
     pub deadline: Option<Instant>,
     /// It was sent on a kept connection, which broke off before any reply.
     pub stale: bool,
+}
+
+/// What a further try may hope for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ahead {
+    /// Before then no circuit lets it pass.
+    pub soonest: Duration,
+    /// The latency of the quickest instance that it could be sent to, as seen of late; zero where nothing is known of one.
+    pub latency: Duration,
+}
+
+/// What a reply says of sending its request again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pushback {
+    /// Nothing.
+    #[default]
+    None,
+    /// Not sooner than this.
+    AtLeast(Duration),
+    /// After just so long, and from there the waits grow anew.
+    Exactly(Duration),
+    /// Not at all.
+    Never,
+    /// Not at all: it was tried again below, and that is used up.
+    UsedUp,
 }
 
 /// Whether a try is followed by another.
@@ -76,10 +103,16 @@ pub enum Why {
     Budget,
     /// The wait would end after the deadline.
     Deadline,
-    /// The instance asks for a longer wait than the policy has.
+    /// There would be less time left than the quickest instance takes.
+    Latency,
+    /// No circuit lets it pass when the wait is over.
+    CircuitOpen,
+    /// The instance asks for a longer wait than the policy has, or for none.
     RetryAfter,
     /// Another agent retries it.
     AlreadyRetried,
+    /// Another agent, further on, has retried it in vain.
+    RetriedBelow,
 }
 
 impl Why {
@@ -92,51 +125,55 @@ impl Why {
             Self::Body => Some("body"),
             Self::Budget => Some("budget"),
             Self::Deadline => Some("deadline"),
+            Self::Latency => Some("latency"),
+            Self::CircuitOpen => Some("circuit-open"),
             Self::RetryAfter => Some("retry-after"),
             Self::AlreadyRetried => Some("already-retried"),
+            Self::RetriedBelow => Some("retried-below"),
         }
     }
 }
 
-/// Decides. `retry_after` is what the reply asked for; on `Again` the retry is taken out of the budget and counted in `tries`.
+/// Decides. `pushback` is what the reply asked for, `ahead` what another try may hope for; on `Again` the retry is taken out of the budget
+/// and counted in `tries`.
 pub fn after(
     policy: &RetrySettings,
     tries: &mut Tries,
     request: Request<'_>,
-    outcome: Outcome,
-    retry_after: Option<Duration>,
+    (outcome, pushback): (Outcome, Pushback),
     (now, millis): (Instant, Millis),
+    ahead: impl FnOnce() -> Ahead,
     rng: &mut impl Rng,
 ) -> Next {
     if !policy.retry_on.hold(outcome) && !request.stale {
         return Next::Stop(Why::NotAsked);
     }
-    if request.already_retried {
-        return Next::Stop(Why::AlreadyRetried);
-    }
-    if tries.retries >= policy.max_retries {
-        return Next::Stop(Why::Exhausted);
-    }
-    if !outcome.never_processed() && !policy.methods.contains(request.method) {
-        return Next::Stop(Why::Method);
-    }
-    if !request.replayable {
-        return Next::Stop(Why::Body);
+    if let Err(why) = may_be_sent_again(policy, tries, request, outcome.never_processed()) {
+        return Next::Stop(why);
     }
     let mut wait = Duration::ZERO;
     if !request.stale {
-        wait = policy.backoff.delay(tries.retries + 1, tries.previous, rng);
-        tries.previous = wait;
+        wait = policy.backoff.delay(tries.waits + 1, tries.previous, rng);
+        (tries.waits, tries.previous) = (tries.waits + 1, wait);
     }
-    if let Some(asked) = retry_after.filter(|_| policy.respect_retry_after) {
+    match pushback {
+        Pushback::UsedUp => return Next::Stop(Why::RetriedBelow),
+        Pushback::Never if policy.respect_retry_after => return Next::Stop(Why::RetryAfter),
         // It said when, and that is later than the policy waits: sooner is no use.
-        if asked > Duration::from_millis(policy.backoff.max_ms) {
+        Pushback::AtLeast(asked) | Pushback::Exactly(asked)
+            if policy.respect_retry_after && asked > Duration::from_millis(policy.backoff.max_ms) =>
+        {
             return Next::Stop(Why::RetryAfter);
         }
-        wait = wait.max(asked);
+        Pushback::AtLeast(asked) if policy.respect_retry_after => wait = wait.max(asked),
+        Pushback::Exactly(asked) if policy.respect_retry_after => {
+            wait = asked;
+            (tries.waits, tries.previous) = (0, Duration::ZERO);
+        }
+        _ => {}
     }
-    if request.deadline.is_some_and(|deadline| now + wait >= deadline) {
-        return Next::Stop(Why::Deadline);
+    if let Err(why) = is_worth_it(request.deadline, now, wait, ahead()) {
+        return Next::Stop(why);
     }
     if !policy.budget.withdraw(millis) {
         return Next::Stop(Why::Budget);
@@ -145,8 +182,56 @@ pub fn after(
     Next::Again { after: wait }
 }
 
+/// Whether the request itself, and its tries so far, allow another. `unseen`: no instance can have acted on it.
+fn may_be_sent_again(policy: &RetrySettings, tries: &Tries, request: Request<'_>, unseen: bool) -> Result<(), Why> {
+    if request.already_retried {
+        return Err(Why::AlreadyRetried);
+    }
+    if tries.retries >= policy.max_retries {
+        return Err(Why::Exhausted);
+    }
+    if !unseen && !policy.methods.contains(request.method) {
+        return Err(Why::Method);
+    }
+    if !request.replayable {
+        return Err(Why::Body);
+    }
+    Ok(())
+}
+
+/// Whether a try after this wait can come to anything.
+fn is_worth_it(deadline: Option<Instant>, now: Instant, wait: Duration, ahead: Ahead) -> Result<(), Why> {
+    if let Some(deadline) = deadline {
+        let left = deadline.saturating_duration_since(now).saturating_sub(wait);
+        if left.is_zero() {
+            return Err(Why::Deadline);
+        }
+        if left <= ahead.latency {
+            return Err(Why::Latency);
+        }
+    }
+    if ahead.soonest > wait { Err(Why::CircuitOpen) } else { Ok(()) }
+}
+
+/// Says, on a reply that is the last of several, or for which no more retries were to be had, that its request is not to be sent again.
+pub const RETRIED: HeaderName = HeaderName::from_static("x-switchyard-retried");
+
+/// What a reply's head says of sending its request again: gRPC's own word for it (its retry design, A6) counts before `Retry-After`.
+pub fn pushback(headers: &HeaderMap, grpc: bool) -> Pushback {
+    if headers.contains_key(RETRIED) {
+        return Pushback::UsedUp;
+    }
+    if grpc && let Some(value) = headers.get("grpc-retry-pushback-ms") {
+        // A negative number, or what is none, is a no.
+        let milliseconds = value.to_str().ok().and_then(|text| text.parse::<i32>().ok());
+        let asked = milliseconds.and_then(|ms| u64::try_from(ms).ok());
+        return asked.map_or(Pushback::Never, |ms| Pushback::Exactly(Duration::from_millis(ms)));
+    }
+    retry_after(headers).map_or(Pushback::None, Pushback::AtLeast)
+}
+
 /// What a reply's `Retry-After` (RFC 9110 section 10.2.3) asks for, where it is a number of seconds; a date is not waited for.
-pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.trim();
     let is_number = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     // More than a number holds is longer than anybody waits.
@@ -157,7 +242,7 @@ pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 /// The shorter one, where both are there.
 pub fn callers_timeout(headers: &HeaderMap) -> Option<Duration> {
     let text = |name: &str| headers.get(name)?.to_str().ok();
-    let grpc = text("grpc-timeout").and_then(|value| {
+    let grpc = text(GRPC_TIMEOUT.as_str()).and_then(|value| {
         let (number, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
         let number: u64 = number.parse().ok().filter(|_| number.len() <= 8)?;
         Some(match unit {
@@ -170,7 +255,7 @@ pub fn callers_timeout(headers: &HeaderMap) -> Option<Duration> {
             _ => return None,
         })
     });
-    let plain = text("x-request-timeout").and_then(|value| {
+    let plain = text(REQUEST_TIMEOUT.as_str()).and_then(|value| {
         let digits = value.find(|c: char| c.is_ascii_alphabetic())?;
         let (number, unit) = value.split_at(digits);
         let scale = match unit {
@@ -185,6 +270,36 @@ pub fn callers_timeout(headers: &HeaderMap) -> Option<Duration> {
     match (grpc, plain) {
         (Some(a), Some(b)) => Some(a.min(b)),
         (a, b) => a.or(b),
+    }
+}
+
+/// Says to the instance how long its answer is waited for. A gRPC call has a field of its own for that; where the caller gave the other
+/// one, it is kept true as well.
+pub fn pass_on(headers: &mut HeaderMap, grpc: bool, left: Duration) {
+    let set = |headers: &mut HeaderMap, name: HeaderName, value: String| {
+        if let Ok(value) = HeaderValue::try_from(value) {
+            headers.insert(name, value);
+        }
+    };
+    if grpc {
+        set(headers, GRPC_TIMEOUT, grpc_timeout(left));
+    }
+    if !grpc || headers.contains_key(&REQUEST_TIMEOUT) {
+        // Some time is left, so it is not said to be none.
+        set(headers, REQUEST_TIMEOUT, format!("{}ms", left.as_millis().max(1)));
+    }
+}
+
+const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+const REQUEST_TIMEOUT: HeaderName = HeaderName::from_static("x-request-timeout");
+
+/// Up to eight digits and a unit, as fine as that allows.
+fn grpc_timeout(left: Duration) -> String {
+    const MOST: u128 = 99_999_999;
+    match (left.as_micros(), left.as_millis()) {
+        (micros @ ..=MOST, _) => format!("{}u", micros.max(1)),
+        (_, millis @ ..=MOST) => format!("{millis}m"),
+        _ => format!("{}S", u128::from(left.as_secs()).min(MOST)),
     }
 }
 
@@ -223,7 +338,7 @@ mod tests {
 
     fn decide(policy: &RetrySettings, tries: &mut Tries, request: Request<'_>, outcome: Outcome) -> Next {
         let now = (Instant::now(), Millis(0));
-        after(policy, tries, request, outcome, None, now, &mut SmallRng::seed_from_u64(1))
+        after(policy, tries, request, (outcome, Pushback::None), now, Ahead::default, &mut SmallRng::seed_from_u64(1))
     }
 
     const GET: Request<'_> =
@@ -247,7 +362,7 @@ mod tests {
         let none = policy_within(3, Limits { ratio_ppm: 0, min_per_second: 0, window_ms: 10_000 });
         let now = (Instant::now(), Millis(0));
         let rng = &mut SmallRng::seed_from_u64(1);
-        let without = after(&none, &mut Tries::default(), GET, FAILED, None, now, rng);
+        let without = after(&none, &mut Tries::default(), GET, (FAILED, Pushback::None), now, Ahead::default, rng);
         assert_eq!(without, Next::Stop(Why::Budget));
     }
 
@@ -261,7 +376,8 @@ mod tests {
             let mut rng = SmallRng::seed_from_u64(seed);
             let mut now = start;
             for retry in 0u32.. {
-                match after(&policy, &mut tries, request, FAILED, None, (now, Millis(0)), &mut rng) {
+                let time = (now, Millis(0));
+                match after(&policy, &mut tries, request, (FAILED, Pushback::None), time, Ahead::default, &mut rng) {
                     Next::Again { after } => {
                         let plain = 1000.0 * 2f64.powi(retry as i32);
                         let wait = after.as_secs_f64() * 1000.0;
@@ -314,12 +430,51 @@ mod tests {
     fn a_longer_retry_after_is_waited_for_and_one_past_the_longest_wait_ends_it() {
         let asked = |seconds| {
             let (now, mut rng) = ((Instant::now(), Millis(0)), SmallRng::seed_from_u64(1));
-            let asked = Some(Duration::from_secs(seconds));
-            after(&policy(3), &mut Tries::default(), GET, FAILED, asked, now, &mut rng)
+            let asked = Pushback::AtLeast(Duration::from_secs(seconds));
+            after(&policy(3), &mut Tries::default(), GET, (FAILED, asked), now, Ahead::default, &mut rng)
         };
         assert_eq!(asked(7), Next::Again { after: Duration::from_secs(7) });
         assert!(matches!(asked(30), Next::Again { .. }));
         assert_eq!(asked(31), Next::Stop(Why::RetryAfter), "the policy waits 30 s at most");
+    }
+
+    #[test]
+    fn a_retry_that_can_come_to_nothing_is_not_made_and_costs_no_budget() {
+        let only = Limits { ratio_ppm: 0, min_per_second: 1, window_ms: 1000 };
+        let (policy, start) = (policy_within(3, only), Instant::now());
+        let tried = |deadline_ms: u64, ahead: Ahead| {
+            let request = Request { deadline: Some(start + Duration::from_millis(deadline_ms)), ..GET };
+            let (tries, rng) = (&mut Tries::default(), &mut SmallRng::seed_from_u64(1));
+            after(&policy, tries, request, (FAILED, Pushback::None), (start, Millis(0)), || ahead, rng)
+        };
+        let ms = Duration::from_millis;
+        let takes = |latency| Ahead { latency: ms(latency), ..Ahead::default() };
+        let out_for = |soonest| Ahead { soonest, ..Ahead::default() };
+        // The wait is of 900 to 1100 ms.
+        assert_eq!(tried(2000, takes(1100)), Next::Stop(Why::Latency));
+        assert_eq!(tried(5000, out_for(ms(1101))), Next::Stop(Why::CircuitOpen));
+        assert_eq!(tried(5000, out_for(Duration::MAX)), Next::Stop(Why::CircuitOpen));
+        assert_eq!(tried(900, takes(0)), Next::Stop(Why::Deadline));
+        assert!(matches!(tried(5000, Ahead { soonest: ms(899), latency: ms(3899) }), Next::Again { .. }));
+        assert_eq!(tried(5000, takes(0)), Next::Stop(Why::Budget), "there was one in the budget, which is used now");
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_passed_on_is_read_as_what_is_left_and_never_more(micros in 1000u64..1 << 50, grpc: bool, both: bool) {
+            let mut headers = HeaderMap::new();
+            if both {
+                headers.insert("x-request-timeout", HeaderValue::from_static("99h"));
+            }
+            let left = Duration::from_micros(micros).min(Duration::from_secs(99_999_999));
+            pass_on(&mut headers, grpc, left);
+            let read = callers_timeout(&headers).unwrap();
+            let plain = both || !grpc;
+            prop_assert!(read <= left + Duration::from_nanos(left.as_nanos() as u64 >> 50), "{read:?} of {left:?}");
+            let coarse = if grpc && left.as_millis() > 99_999_999 { Duration::from_secs(1) } else { Duration::from_millis(1) };
+            prop_assert!(left - read.min(left) <= coarse, "{read:?} of {left:?}");
+            prop_assert_eq!((headers.contains_key("grpc-timeout"), headers.contains_key("x-request-timeout")), (grpc, plain));
+        }
     }
 
     #[test]

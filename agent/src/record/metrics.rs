@@ -210,7 +210,7 @@ pub const RETRY_REASONS: [&str; 7] =
     ["server-error", "grpc-status", "status", "connect-failure", "refused-stream", "reset", "timeout"];
 
 /// What became of a retry, or why there was none.
-pub const RETRY_OUTCOMES: [&str; 10] = [
+pub const RETRY_OUTCOMES: [&str; 13] = [
     "success",
     "failure",
     "retries-exhausted",
@@ -218,8 +218,11 @@ pub const RETRY_OUTCOMES: [&str; 10] = [
     "body",
     "budget",
     "deadline",
+    "latency",
+    "circuit-open",
     "retry-after",
     "already-retried",
+    "retried-below",
     "no-instance",
 ];
 
