@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST};
 use http::request::Parts;
-use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 use hyper::upgrade::OnUpgrade;
 use switchyard_proto::v1::Protocol;
@@ -32,14 +32,12 @@ use crate::record::Exchange;
 use crate::record::metrics::Fallback;
 use crate::refusal::{Reason, Refusal};
 use crate::reply::{Relay, overdue};
+use crate::retry::hints::{self, Pushback};
 use crate::retry::replay::Replayable;
-use crate::retry::{self, Next, Pushback, Tries};
+use crate::retry::{self, Next, Tries};
 use crate::table::{At, Filters, Outcome, RetrySettings, Rule, Table};
 use crate::worker::{Caller, TableRef, Worker};
 use crate::{clock, ids, tunnel};
-
-/// Says, on every request that may be retried, which try it is; an agent that sees it does not retry by itself.
-pub const ATTEMPT: HeaderName = HeaderName::from_static("x-switchyard-attempt");
 
 /// Answers one request.
 ///
@@ -236,7 +234,7 @@ async fn serve<'t>(
             deadline: call.deadline(),
             stale,
         };
-        let pushback = reply.as_ref().map_or(Pushback::None, |r| retry::pushback(&r.head.headers, facts.grpc));
+        let pushback = reply.as_ref().map_or(Pushback::None, |r| hints::pushback(&r.head.headers, facts.grpc));
         let time = (now, worker.millis(now));
         let ahead = || choose::ahead(worker, table, at, policy.rechoose_destination, now);
         let next = worker.with_rng(|rng| retry::after(policy, &mut tries, asks, (outcome, pushback), time, ahead, rng));
@@ -256,6 +254,7 @@ async fn serve<'t>(
             Next::Stop(why) => {
                 if let Some(word) = why.word() {
                     counters.count(worker.index, outcome.word(), word);
+                    on_reply.retried = Some(word).filter(|_| why.is_final());
                 }
                 return Failed { outcome, reply, stale }.stands();
             }
@@ -302,7 +301,7 @@ async fn attempt(
                 let counted = policy.is_some_and(|p| p.max_retries > 0) && !upgrade;
                 if let Some(deadline) = limits.deadline() {
                     let left = deadline.saturating_duration_since(clock::now());
-                    retry::pass_on(&mut call.parts.headers, call.facts.grpc, left);
+                    hints::pass_on(&mut call.parts.headers, call.facts.grpc, left);
                 }
                 let mut request = call.request(counted, retries, last);
                 if let Some(filters) = &table.destination(at).filters {
@@ -473,7 +472,7 @@ impl Source {
 
 impl<'a> Call<'a> {
     fn new(parts: Parts, body: Incoming, facts: Facts, start: Instant, rule: &Rule, caller: &'a Rc<Caller>) -> Self {
-        let callers = facts.has_deadline.then(|| retry::callers_timeout(&parts.headers)).flatten();
+        let callers = facts.has_deadline.then(|| hints::callers_timeout(&parts.headers)).flatten();
         let [callers, ours] =
             [callers, rule.request_timeout].map(|limit| limit.and_then(|limit| start.checked_add(limit)));
         let interim = ToCaller::of(parts.version, &body, &caller.interim);
@@ -542,7 +541,7 @@ impl<'a> Call<'a> {
         };
         if counted && !self.facts.already_retried {
             // Before the copy is made, which has no room for more.
-            self.parts.headers.insert(ATTEMPT, attempt_number(retries + 1));
+            hints::count(&mut self.parts.headers, retries + 1);
         }
         let mut request = Request::new(body);
         *request.method_mut() = self.parts.method.clone();
@@ -557,14 +556,5 @@ impl<'a> Call<'a> {
     /// tries.
     fn outlives_a_stale_connection(&self) -> bool {
         matches!(self.body, Source::Empty) && self.parts.method.is_idempotent() && !self.facts.already_retried
-    }
-}
-
-/// The number as a field's value, without an allocation.
-fn attempt_number(number: u32) -> HeaderValue {
-    const NUMBERS: [&str; 12] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11"];
-    match NUMBERS.get(number as usize) {
-        Some(text) => HeaderValue::from_static(text),
-        None => HeaderValue::from(number),
     }
 }

@@ -6,20 +6,26 @@
 //! - A request that an instance may have acted on is sent again only if its method is one that the policy lists.
 //! - A kept connection that breaks off before any reply most likely had just been closed: the request is sent again at once, whatever
 //!   the policy retries. It is a retry like any other in all else.
-//! - What another agent on the way retries is not retried here: the bound of a call holds end to end.
+//! - What another agent on the way retries is not retried here, nor what one further on has retried in vain: the bound of a call holds
+//!   end to end.
+//! - No retry that can come to nothing: no time left for what instances take, or no circuit that would let it pass.
 
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use http::Method;
 use rand::Rng;
 
 use crate::admit::window::Millis;
 use crate::table::{Outcome, RetrySettings};
 
+use hints::Pushback;
+
 /// How long to wait.
 pub mod backoff;
 /// How much retries may add to the load.
 pub mod budget;
+/// What agents and instances say to one another of tries and of time.
+pub mod hints;
 /// Bodies that can be sent again.
 pub mod replay;
 
@@ -58,22 +64,6 @@ pub struct Ahead {
     pub soonest: Duration,
     /// The latency of the quickest instance that it could be sent to, as seen of late; zero where nothing is known of one.
     pub latency: Duration,
-}
-
-/// What a reply says of sending its request again.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Pushback {
-    /// Nothing.
-    #[default]
-    None,
-    /// Not sooner than this.
-    AtLeast(Duration),
-    /// After just so long, and from there the waits grow anew.
-    Exactly(Duration),
-    /// Not at all.
-    Never,
-    /// Not at all: it was tried again below, and that is used up.
-    UsedUp,
 }
 
 /// Whether a try is followed by another.
@@ -116,6 +106,11 @@ pub enum Why {
 }
 
 impl Why {
+    /// Whether a retry by somebody nearer to the caller would be one too many.
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Exhausted | Self::Budget | Self::RetriedBelow)
+    }
+
     /// The word for it in metrics; `None` where nothing was to be retried.
     pub fn word(self) -> Option<&'static str> {
         match self {
@@ -211,96 +206,6 @@ fn is_worth_it(deadline: Option<Instant>, now: Instant, wait: Duration, ahead: A
         }
     }
     if ahead.soonest > wait { Err(Why::CircuitOpen) } else { Ok(()) }
-}
-
-/// Says, on a reply that is the last of several, or for which no more retries were to be had, that its request is not to be sent again.
-pub const RETRIED: HeaderName = HeaderName::from_static("x-switchyard-retried");
-
-/// What a reply's head says of sending its request again: gRPC's own word for it (its retry design, A6) counts before `Retry-After`.
-pub fn pushback(headers: &HeaderMap, grpc: bool) -> Pushback {
-    if headers.contains_key(RETRIED) {
-        return Pushback::UsedUp;
-    }
-    if grpc && let Some(value) = headers.get("grpc-retry-pushback-ms") {
-        // A negative number, or what is none, is a no.
-        let milliseconds = value.to_str().ok().and_then(|text| text.parse::<i32>().ok());
-        let asked = milliseconds.and_then(|ms| u64::try_from(ms).ok());
-        return asked.map_or(Pushback::Never, |ms| Pushback::Exactly(Duration::from_millis(ms)));
-    }
-    retry_after(headers).map_or(Pushback::None, Pushback::AtLeast)
-}
-
-/// What a reply's `Retry-After` (RFC 9110 section 10.2.3) asks for, where it is a number of seconds; a date is not waited for.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.trim();
-    let is_number = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    // More than a number holds is longer than anybody waits.
-    is_number.then(|| Duration::from_secs(text.parse().unwrap_or(u64::MAX)))
-}
-
-/// The caller's own deadline: `grpc-timeout` (gRPC over HTTP/2) or `x-request-timeout`, a duration such as `250ms` or `1.5s`.
-/// The shorter one, where both are there.
-pub fn callers_timeout(headers: &HeaderMap) -> Option<Duration> {
-    let text = |name: &str| headers.get(name)?.to_str().ok();
-    let grpc = text(GRPC_TIMEOUT.as_str()).and_then(|value| {
-        let (number, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
-        let number: u64 = number.parse().ok().filter(|_| number.len() <= 8)?;
-        Some(match unit {
-            "H" => Duration::from_secs(number * 3600),
-            "M" => Duration::from_secs(number * 60),
-            "S" => Duration::from_secs(number),
-            "m" => Duration::from_millis(number),
-            "u" => Duration::from_micros(number),
-            "n" => Duration::from_nanos(number),
-            _ => return None,
-        })
-    });
-    let plain = text(REQUEST_TIMEOUT.as_str()).and_then(|value| {
-        let digits = value.find(|c: char| c.is_ascii_alphabetic())?;
-        let (number, unit) = value.split_at(digits);
-        let scale = match unit {
-            "ms" => 0.001,
-            "s" => 1.0,
-            "m" => 60.0,
-            "h" => 3600.0,
-            _ => return None,
-        };
-        Duration::try_from_secs_f64(number.parse::<f64>().ok()? * scale).ok()
-    });
-    match (grpc, plain) {
-        (Some(a), Some(b)) => Some(a.min(b)),
-        (a, b) => a.or(b),
-    }
-}
-
-/// Says to the instance how long its answer is waited for. A gRPC call has a field of its own for that; where the caller gave the other
-/// one, it is kept true as well.
-pub fn pass_on(headers: &mut HeaderMap, grpc: bool, left: Duration) {
-    let set = |headers: &mut HeaderMap, name: HeaderName, value: String| {
-        if let Ok(value) = HeaderValue::try_from(value) {
-            headers.insert(name, value);
-        }
-    };
-    if grpc {
-        set(headers, GRPC_TIMEOUT, grpc_timeout(left));
-    }
-    if !grpc || headers.contains_key(&REQUEST_TIMEOUT) {
-        // Some time is left, so it is not said to be none.
-        set(headers, REQUEST_TIMEOUT, format!("{}ms", left.as_millis().max(1)));
-    }
-}
-
-const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
-const REQUEST_TIMEOUT: HeaderName = HeaderName::from_static("x-request-timeout");
-
-/// Up to eight digits and a unit, as fine as that allows.
-fn grpc_timeout(left: Duration) -> String {
-    const MOST: u128 = 99_999_999;
-    match (left.as_micros(), left.as_millis()) {
-        (micros @ ..=MOST, _) => format!("{}u", micros.max(1)),
-        (_, millis @ ..=MOST) => format!("{millis}m"),
-        _ => format!("{}S", u128::from(left.as_secs()).min(MOST)),
-    }
 }
 
 #[cfg(test)]
@@ -413,20 +318,6 @@ mod tests {
     }
 
     #[test]
-    fn retry_after_is_a_number_of_seconds_however_large() {
-        let of = |text: &str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(http::header::RETRY_AFTER, text.parse().unwrap());
-            retry_after(&headers)
-        };
-        assert_eq!(of("7"), Some(Duration::from_secs(7)));
-        assert_eq!(of("99999999999999999999999"), Some(Duration::from_secs(u64::MAX)));
-        for other in ["", "-1", "+1", "1.5", "soon", "Wed, 21 Oct 2026 07:28:00 GMT"] {
-            assert_eq!(of(other), None, "{other}");
-        }
-    }
-
-    #[test]
     fn a_longer_retry_after_is_waited_for_and_one_past_the_longest_wait_ends_it() {
         let asked = |seconds| {
             let (now, mut rng) = ((Instant::now(), Millis(0)), SmallRng::seed_from_u64(1));
@@ -457,39 +348,5 @@ mod tests {
         assert_eq!(tried(900, takes(0)), Next::Stop(Why::Deadline));
         assert!(matches!(tried(5000, Ahead { soonest: ms(899), latency: ms(3899) }), Next::Again { .. }));
         assert_eq!(tried(5000, takes(0)), Next::Stop(Why::Budget), "there was one in the budget, which is used now");
-    }
-
-    proptest! {
-        #[test]
-        fn what_is_passed_on_is_read_as_what_is_left_and_never_more(micros in 1000u64..1 << 50, grpc: bool, both: bool) {
-            let mut headers = HeaderMap::new();
-            if both {
-                headers.insert("x-request-timeout", HeaderValue::from_static("99h"));
-            }
-            let left = Duration::from_micros(micros).min(Duration::from_secs(99_999_999));
-            pass_on(&mut headers, grpc, left);
-            let read = callers_timeout(&headers).unwrap();
-            let plain = both || !grpc;
-            prop_assert!(read <= left + Duration::from_nanos(left.as_nanos() as u64 >> 50), "{read:?} of {left:?}");
-            let coarse = if grpc && left.as_millis() > 99_999_999 { Duration::from_secs(1) } else { Duration::from_millis(1) };
-            prop_assert!(left - read.min(left) <= coarse, "{read:?} of {left:?}");
-            prop_assert_eq!((headers.contains_key("grpc-timeout"), headers.contains_key("x-request-timeout")), (grpc, plain));
-        }
-    }
-
-    #[test]
-    fn the_callers_deadline_is_read_in_both_forms() {
-        let read = |name: &'static str, value: &str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(name, value.parse().unwrap());
-            callers_timeout(&headers)
-        };
-        assert_eq!(read("grpc-timeout", "250m"), Some(Duration::from_millis(250)));
-        assert_eq!(read("grpc-timeout", "2S"), Some(Duration::from_secs(2)));
-        assert_eq!(read("x-request-timeout", "1.5s"), Some(Duration::from_millis(1500)));
-        for odd in ["", "m", "1", "123456789S", "-1S", "1x"] {
-            assert_eq!(read("grpc-timeout", odd), None, "{odd}");
-        }
-        assert_eq!(read("x-request-timeout", "1e400s"), None);
     }
 }
