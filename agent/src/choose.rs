@@ -22,7 +22,7 @@ use crate::table::{At, Destination, Instance, PortInstances, Rule, Shares};
 use crate::worker::{TableRef, Worker};
 
 /// What earlier tries of the same request have used.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Tried {
     /// The destination of the first try: later ones stay there unless the policy lets them choose again.
     pub destination: Option<usize>,

@@ -24,6 +24,8 @@ use hints::Pushback;
 pub mod backoff;
 /// How much retries may add to the load.
 pub mod budget;
+/// Tries beside one that is slow.
+pub mod hedge;
 /// What agents and instances say to one another of tries and of time.
 pub mod hints;
 /// Bodies that can be sent again.
@@ -175,6 +177,21 @@ pub fn after(
     }
     tries.retries += 1;
     Next::Again { after: wait }
+}
+
+/// Whether another try may be made beside those under way, but for the budget.
+///
+/// # Errors
+/// Why not.
+pub fn beside(
+    policy: &RetrySettings,
+    tries: &Tries,
+    request: Request<'_>,
+    now: Instant,
+    ahead: Ahead,
+) -> Result<(), Why> {
+    may_be_sent_again(policy, tries, request, false)?;
+    is_worth_it(request.deadline, now, Duration::ZERO, ahead)
 }
 
 /// Whether the request itself, and its tries so far, allow another. `unseen`: no instance can have acted on it.
