@@ -28,6 +28,8 @@ pub mod budget;
 pub mod hedge;
 /// What agents and instances say to one another of tries and of time.
 pub mod hints;
+#[cfg(test)]
+mod parity;
 /// Bodies that can be sent again.
 pub mod replay;
 
