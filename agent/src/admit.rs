@@ -85,6 +85,17 @@ pub fn standing(circuit: Option<&Circuit>, now: window::Millis) -> Standing {
     }
 }
 
+/// How long the circuit surely lets no request pass. One that is half-open may do so at any time.
+pub fn out_for(circuit: Option<&Circuit>, now: window::Millis) -> Duration {
+    let Some(circuit) = circuit else { return Duration::ZERO };
+    match (circuit.held(now), circuit.breaker.state()) {
+        (Some(held), _) if !held.open => Duration::ZERO,
+        (Some(held), _) => held.until.map_or(Duration::MAX, |until| Duration::from_millis(until.since(now))),
+        (None, State::Open { until }) => Duration::from_millis(until.since(now)),
+        (None, State::Closed | State::HalfOpen { .. }) => Duration::ZERO,
+    }
+}
+
 /// Asks one circuit. One that is held closed is not asked, nor told what comes of it.
 fn ask(worker: &Worker, circuit: &Circuit, now: window::Millis) -> Result<Option<Ticket>, Barred> {
     if let Some(held) = circuit.held(now) {

@@ -16,12 +16,13 @@ use crate::admit::limits::Bound;
 use crate::admit::{self, Barred, Permit, Standing};
 use crate::record::metrics::Fallback;
 use crate::refusal::{Reason, Refusal};
+use crate::retry::Ahead;
 use crate::runtime::Expected;
 use crate::table::{At, Destination, Instance, PortInstances, Rule, Shares};
 use crate::worker::{TableRef, Worker};
 
 /// What earlier tries of the same request have used.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Tried {
     /// The destination of the first try: later ones stay there unless the policy lets them choose again.
     pub destination: Option<usize>,
@@ -123,6 +124,26 @@ fn within(worker: &Rc<Worker>, table: &TableRef, at: At, tried: &Tried, now: Ins
         }
     }
     Err(barred.refusal(chosen, instances))
+}
+
+/// What a further try of a request may hope for that was sent to `at`: there or, if it may choose anew, at any destination of its rule.
+pub fn ahead(worker: &Worker, table: &TableRef, at: At, rechoose: bool, now: Instant) -> Ahead {
+    let millis = worker.millis(now);
+    let rule = table.at(at.service).rule(at.rule);
+    let fallback = rule.destinations[at.destination].fallback;
+    let may = |d: usize| rechoose || d == at.destination || Some(d) == fallback;
+    let destinations =
+        rule.destinations.iter().enumerate().filter(|(d, _)| may(*d)).map(|(_, destination)| destination);
+    let instances = destinations.filter_map(|d| d.ports.get(at.port)).flat_map(|port| &port.ready);
+    let (mut soonest, mut latency) = (Duration::MAX, None);
+    for instance in instances {
+        let out_for = admit::out_for(instance.circuit.as_ref(), millis);
+        soonest = soonest.min(out_for);
+        if out_for.is_zero() {
+            latency = latency.into_iter().chain([instance.load.latency(worker.index, millis)]).min();
+        }
+    }
+    Ahead { soonest, latency: latency.unwrap_or_default() }
 }
 
 /// What stands against all instances of a destination.

@@ -5,7 +5,7 @@
 
 use http::Response;
 
-use crate::body::{Incoming, grpc_status};
+use crate::body::grpc_status;
 use crate::table::Outcome;
 
 /// How the try stands when the head has come.
@@ -18,7 +18,7 @@ pub enum Verdict {
 }
 
 /// Judges a reply by its head.
-pub fn at_head(grpc: bool, reply: &Response<Incoming>) -> Verdict {
+pub fn at_head<B>(grpc: bool, reply: &Response<B>) -> Verdict {
     let status = reply.status().as_u16();
     if !grpc {
         return Verdict::Known(Outcome::Reply { status, grpc: None });

@@ -23,6 +23,7 @@ use http::{HeaderMap, HeaderValue};
 
 use crate::clock;
 use crate::refusal::{Reason, Refusal};
+use crate::retry::hints::RETRIED;
 use crate::table::Filters;
 use crate::worker::Worker;
 
@@ -122,6 +123,8 @@ pub struct OnReply<'t> {
     cors: Option<(&'t cors::Cors, Option<HeaderValue>)>,
     /// A cookie that keeps the caller where it is.
     pub cookie: Option<HeaderValue>,
+    /// Why it is not to be asked for again by somebody nearer to the caller: it was retried here as often as may be.
+    pub retried: Option<&'static str>,
 }
 
 impl<'t> OnReply<'t> {
@@ -143,6 +146,9 @@ impl<'t> OnReply<'t> {
         }
         if let Some((cors, origin)) = self.cors {
             cors.apply(origin, headers);
+        }
+        if let Some(why) = self.retried {
+            headers.insert(RETRIED, HeaderValue::from_static(why));
         }
         if let Some(cookie) = self.cookie {
             headers.append(http::header::SET_COOKIE, cookie);

@@ -19,8 +19,8 @@ const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 const ID: usize = 36;
 /// `00-(32 digits)-(16 digits)-00`.
 const TRACE: usize = 55;
-/// Room for both ids, and for the number of the try.
-const FIELDS: usize = 3;
+/// Room for both ids, and for what is said of tries and of the time that is left.
+const FIELDS: usize = 5;
 
 /// Makes the ids that the request has not.
 pub fn complete(headers: &mut HeaderMap, facts: &Facts, rng: &mut impl Rng) {

@@ -18,6 +18,7 @@ use switchyard_proto::path;
 
 use crate::ids;
 use crate::refusal::{Reason, Refusal};
+use crate::retry::hints;
 
 /// Header fields that a request may have; RFC 9110 leaves the number to us.
 pub const MAX_FIELDS: usize = 128;
@@ -70,6 +71,7 @@ pub fn prepare(parts: &mut Parts) -> Result<Facts, Refusal> {
             }
             "grpc-timeout" | "x-request-timeout" => facts.has_deadline = true,
             "x-switchyard-attempt" => facts.already_retried = true,
+            "baggage" => facts.already_retried |= hints::is_counted(value),
             "x-request-id" => facts.request_id = true,
             "traceparent" => {
                 traces += 1;

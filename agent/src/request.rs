@@ -5,7 +5,7 @@
 //! - Every request is recorded once ([`Exchange`]), and every try is told to its circuits once (`Permit`), however it ends.
 //! - Whatever goes wrong leaves by `?` as a [`Refusal`] and becomes a reply in one place.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST};
 use http::request::Parts;
-use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 use hyper::upgrade::OnUpgrade;
 use switchyard_proto::v1::Protocol;
@@ -29,17 +29,16 @@ use crate::interim::{self, ToCaller};
 use crate::matching::{self, Entry, View};
 use crate::message::{self, Facts};
 use crate::record::Exchange;
-use crate::record::metrics::Fallback;
+use crate::record::metrics::{Fallback, Retries};
 use crate::refusal::{Reason, Refusal};
 use crate::reply::{Relay, overdue};
+use crate::retry::hedge::{self, Hedge};
+use crate::retry::hints::{self, Pushback};
 use crate::retry::replay::Replayable;
-use crate::retry::{self, Next, Tries};
+use crate::retry::{self, Next, Tries, Why};
 use crate::table::{At, Filters, Outcome, RetrySettings, Rule, Table};
 use crate::worker::{Caller, TableRef, Worker};
 use crate::{clock, ids, tunnel};
-
-/// Says, on every request that may be retried, which try it is; an agent that sees it does not retry by itself.
-pub const ATTEMPT: HeaderName = HeaderName::from_static("x-switchyard-attempt");
 
 /// Answers one request.
 ///
@@ -219,8 +218,19 @@ async fn serve<'t>(
         {
             policy.budget.deposit(worker.index, worker.millis(exchange.start));
         }
-        let Failed { outcome, reply, stale } =
-            attempt(table, &mut call, (at, connection), permit, policy, tries.retries).await;
+        let shared = RefCell::new(&mut call);
+        let (at, Failed { outcome, reply, stale }) = match retrying.and_then(|policy| Some((policy, policy.hedge?))) {
+            None => (at, attempt(table, &shared, (at, connection), permit, policy, tries.retries).await),
+            // Rare and large: kept out of every request's own future.
+            Some(hedging) => {
+                let first = (at, connection, permit);
+                let ended =
+                    Box::pin(side_by_side(worker, table, &shared, hedging, first, &mut tried, &mut tries)).await;
+                exchange.chosen(ended.0);
+                on_reply.by_destination(table.destination(ended.0).filters.as_deref());
+                ended
+            }
+        };
         let Some(policy) = retrying else { return Failed { outcome, reply, stale }.stands() };
 
         let counters = &service.runtime.retries;
@@ -229,16 +239,11 @@ async fn serve<'t>(
             counters.count(worker.index, reason, word);
         }
         let now = clock::now();
-        let asks = retry::Request {
-            method: &call.parts.method,
-            already_retried: call.facts.already_retried,
-            replayable: call.replayable(),
-            deadline: call.deadline(),
-            stale,
-        };
-        let asked = reply.as_ref().and_then(|r| retry::retry_after(&r.head.headers));
+        let asks = retry::Request { stale, ..call.asks(call.replayable()) };
+        let pushback = reply.as_ref().map_or(Pushback::None, |r| hints::pushback(&r.head.headers, facts.grpc));
         let time = (now, worker.millis(now));
-        let next = worker.with_rng(|rng| retry::after(policy, &mut tries, asks, outcome, asked, time, rng));
+        let ahead = || choose::ahead(worker, table, at, policy.rechoose_destination, now);
+        let next = worker.with_rng(|rng| retry::after(policy, &mut tries, asks, (outcome, pushback), time, ahead, rng));
         match next {
             Next::Again { after } => {
                 tries.reason = Some(outcome.word());
@@ -255,6 +260,7 @@ async fn serve<'t>(
             Next::Stop(why) => {
                 if let Some(word) = why.word() {
                     counters.count(worker.index, outcome.word(), word);
+                    on_reply.retried = Some(word).filter(|_| why.is_final());
                 }
                 return Failed { outcome, reply, stale }.stands();
             }
@@ -277,19 +283,19 @@ fn identify(table: &TableRef, caller: &Caller, parts: &Parts) -> Result<(usize, 
 /// been closed; with one, that is a retry, and not done here.
 async fn attempt(
     table: &TableRef,
-    call: &mut Call<'_>,
+    shared: &RefCell<&mut Call<'_>>,
     (at, connection): (At, Connection),
     mut permit: Permit,
     policy: Option<&RetrySettings>,
     retries: u32,
 ) -> Failed {
-    let again = policy.is_none() && call.outlives_a_stale_connection();
-    let last = !again && (call.facts.already_retried || policy.is_none_or(|p| retries >= p.max_retries));
-    let limits = call.limits(policy);
-    let version = call.parts.version;
-    let expects = call.facts.expects_continue;
-    let upgrade = call.facts.upgrade;
-    let (coming, worker) = (call.body.coming(), permit.worker());
+    let (caller, version, facts, limits, coming, again) = {
+        let call = shared.borrow();
+        let again = policy.is_none() && call.outlives_a_stale_connection();
+        (call.caller, call.parts.version, call.facts, call.limits(policy), call.body.coming(), again)
+    };
+    let last = !again && (facts.already_retried || policy.is_none_or(|p| retries >= p.max_retries));
+    let worker = permit.worker();
     if coming.is_some() {
         permit.with_body();
     }
@@ -298,14 +304,21 @@ async fn attempt(
         let mut sending = std::pin::pin!(async {
             let mut connection = connection;
             loop {
-                let counted = policy.is_some_and(|p| p.max_retries > 0) && !upgrade;
-                let mut request = call.request(counted, retries, last);
-                if let Some(filters) = &table.destination(at).filters {
-                    filters.change_request(request.headers_mut());
-                }
-                let expects = expects && !request.body().is_end_stream();
-                let request = interim::listen(request, call.interim.as_ref(), expects);
-                match forward::send(call.caller, table.instance(at), request, version, upgrade, connection, worker)
+                let counted = policy.is_some_and(|p| p.max_retries > 0) && !facts.upgrade;
+                let request = {
+                    let call = &mut **shared.borrow_mut();
+                    if let Some(deadline) = limits.deadline() {
+                        let left = deadline.saturating_duration_since(clock::now());
+                        hints::pass_on(&mut call.parts.headers, call.facts.grpc, left);
+                    }
+                    let mut request = call.request(counted, retries, last);
+                    if let Some(filters) = &table.destination(at).filters {
+                        filters.change_request(request.headers_mut());
+                    }
+                    let expects = facts.expects_continue && !request.body().is_end_stream();
+                    interim::listen(request, call.interim.as_ref(), expects)
+                };
+                match forward::send(caller, table.instance(at), request, version, facts.upgrade, connection, worker)
                     .await
                 {
                     Err(failure) if failure.stale && again && connection == Connection::Kept => {
@@ -335,7 +348,8 @@ async fn attempt(
             let failed = coming.is_some_and(|coming| coming.get() == Coming::Failed);
             let outcome = if failed { Outcome::CallersFault } else { outcome };
             // That a kept connection had been closed is no news of the instance where it costs nobody a reply.
-            let sent_again = stale && !last && policy.is_some_and(|p| p.methods.contains(&call.parts.method));
+            let sent_again =
+                stale && !last && policy.is_some_and(|p| p.methods.contains(&shared.borrow().parts.method));
             if !sent_again {
                 permit.close(outcome);
             }
@@ -343,7 +357,7 @@ async fn attempt(
         }
     };
     permit.answered(coming.as_deref().map(Cell::get));
-    let verdict = classify::at_head(call.facts.grpc, &response);
+    let verdict = classify::at_head(facts.grpc, &response);
     let (head, body) = response.into_parts();
     let status = head.status.as_u16();
     let mut relay = Box::new(Relay::new(body, status, verdict == Verdict::Open, lease, permit));
@@ -355,13 +369,97 @@ async fn attempt(
         Verdict::Open => Outcome::Reply { status, grpc: None },
         Verdict::Known(outcome) => {
             // A good reply may still be cut.
-            if status >= 400 || call.facts.grpc {
+            if status >= 400 || facts.grpc {
                 relay.judge(outcome);
             }
             outcome
         }
     };
     Failed { outcome, reply: Some(Reply { head, relay }), stale: false }
+}
+
+/// A try, and others beside it while it is slow, each at an instance of its own. Which one counts, and what came of it; what became of the
+/// retries among them is counted.
+async fn side_by_side(
+    worker: &Rc<Worker>,
+    table: &TableRef,
+    shared: &RefCell<&mut Call<'_>>,
+    (policy, hedge): (&RetrySettings, Hedge),
+    (at, connection, permit): (At, Connection, Permit),
+    tried: &mut Tried,
+    tries: &mut Tries,
+) -> (At, Failed) {
+    let counters = &table.at(at.service).runtime.retries;
+    let counted = |reason| Counted { counters, worker: worker.index, reason };
+    let one = async |at, connection, permit, number, counted| {
+        (attempt(table, shared, (at, connection), permit, Some(policy), number).await, at, counted)
+    };
+    let first = one(at, connection, permit, tries.retries, counted(tries.reason.take()));
+    let mut others = tried.clone();
+    others.places.push(at);
+    others.destination = Some(at.destination).filter(|_| !policy.rechoose_destination);
+    let another = || {
+        let now = clock::now();
+        let may = {
+            let call = shared.borrow();
+            let ahead = choose::ahead(worker, table, at, policy.rechoose_destination, now);
+            retry::beside(policy, tries, call.asks(call.is_whole()), now, ahead)
+        };
+        let place = (at.service, at.rule, at.port);
+        let chosen = may.map_err(Why::word).and_then(|()| match choose::instance(worker, table, place, &others, now) {
+            Ok((at, _)) if others.places.contains(&at) => Err(Some("no-instance")),
+            Err(_) => Err(Some("no-instance")),
+            Ok(_) if !policy.budget.withdraw(worker.millis(now)) => Err(Why::Budget.word()),
+            Ok(chosen) => Ok(chosen),
+        });
+        match chosen {
+            Ok((at, permit)) => {
+                tries.retries += 1;
+                others.places.push(at);
+                if permit.is_kept_in() {
+                    counters.panicked(worker.index);
+                }
+                Some(one(at, Connection::Kept, permit, tries.retries, counted(Some("hedge"))))
+            }
+            Err(word) => {
+                word.into_iter().for_each(|word| counters.count(worker.index, "hedge", word));
+                None
+            }
+        }
+    };
+    let stands = |(failed, ..): &(Failed, At, Counted<'_>)| !failed.stale && !policy.retry_on.hold(failed.outcome);
+    let pass_over = |(failed, _, counted): (Failed, At, Counted<'_>)| {
+        counted.ended("failure");
+        failed.let_go();
+    };
+    let ended = hedge::race(first, hedge, tokio::time::sleep, another, stands, pass_over).await;
+    let word = if stands(&ended) { "success" } else { "failure" };
+    let (failed, at, counted) = ended;
+    counted.ended(word);
+    if policy.avoid_previous_instances {
+        tried.places = others.places;
+    }
+    (at, failed)
+}
+
+/// A retry that is counted when it has ended, or as cancelled.
+struct Counted<'a> {
+    counters: &'a Retries,
+    worker: usize,
+    /// What it was for; a first try is for nothing.
+    reason: Option<&'static str>,
+}
+
+impl Counted<'_> {
+    fn ended(mut self, word: &'static str) {
+        self.reason.take().into_iter().for_each(|reason| self.counters.count(self.worker, reason, word));
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.reason.take().into_iter().for_each(|reason| self.counters.count(self.worker, reason, "cancelled"));
+    }
 }
 
 /// A try that may be followed by another.
@@ -468,7 +566,7 @@ impl Source {
 
 impl<'a> Call<'a> {
     fn new(parts: Parts, body: Incoming, facts: Facts, start: Instant, rule: &Rule, caller: &'a Rc<Caller>) -> Self {
-        let callers = facts.has_deadline.then(|| retry::callers_timeout(&parts.headers)).flatten();
+        let callers = facts.has_deadline.then(|| hints::callers_timeout(&parts.headers)).flatten();
         let [callers, ours] =
             [callers, rule.request_timeout].map(|limit| limit.and_then(|limit| start.checked_add(limit)));
         let interim = ToCaller::of(parts.version, &body, &caller.interim);
@@ -514,6 +612,22 @@ impl<'a> Call<'a> {
         }
     }
 
+    /// Whether all of the body is here, so that two tries can send it at a time.
+    fn is_whole(&self) -> bool {
+        match &self.body {
+            Source::Empty => true,
+            Source::Once(..) => false,
+            Source::Many(body) => body.is_whole(),
+        }
+    }
+
+    /// What it allows; `replayable`: its body can be sent again.
+    fn asks(&self, replayable: bool) -> retry::Request<'_> {
+        let already_retried = self.facts.already_retried;
+        let (method, deadline) = (&self.parts.method, self.deadline());
+        retry::Request { method, already_retried, replayable, deadline, stale: false }
+    }
+
     /// When the next try must be over.
     fn limits(&self, policy: Option<&RetrySettings>) -> Limits {
         let timeout = policy.and_then(|p| p.per_try_timeout).or(self.try_timeout);
@@ -537,7 +651,7 @@ impl<'a> Call<'a> {
         };
         if counted && !self.facts.already_retried {
             // Before the copy is made, which has no room for more.
-            self.parts.headers.insert(ATTEMPT, attempt_number(retries + 1));
+            hints::count(&mut self.parts.headers, retries + 1);
         }
         let mut request = Request::new(body);
         *request.method_mut() = self.parts.method.clone();
@@ -552,14 +666,5 @@ impl<'a> Call<'a> {
     /// tries.
     fn outlives_a_stale_connection(&self) -> bool {
         matches!(self.body, Source::Empty) && self.parts.method.is_idempotent() && !self.facts.already_retried
-    }
-}
-
-/// The number as a field's value, without an allocation.
-fn attempt_number(number: u32) -> HeaderValue {
-    const NUMBERS: [&str; 12] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11"];
-    match NUMBERS.get(number as usize) {
-        Some(text) => HeaderValue::from_static(text),
-        None => HeaderValue::from(number),
     }
 }

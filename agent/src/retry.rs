@@ -6,20 +6,30 @@
 //! - A request that an instance may have acted on is sent again only if its method is one that the policy lists.
 //! - A kept connection that breaks off before any reply most likely had just been closed: the request is sent again at once, whatever
 //!   the policy retries. It is a retry like any other in all else.
-//! - What another agent on the way retries is not retried here: the bound of a call holds end to end.
+//! - What another agent on the way retries is not retried here, nor what one further on has retried in vain: the bound of a call holds
+//!   end to end.
+//! - No retry that can come to nothing: no time left for what instances take, or no circuit that would let it pass.
 
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, Method};
+use http::Method;
 use rand::Rng;
 
 use crate::admit::window::Millis;
 use crate::table::{Outcome, RetrySettings};
 
+use hints::Pushback;
+
 /// How long to wait.
 pub mod backoff;
 /// How much retries may add to the load.
 pub mod budget;
+/// Tries beside one that is slow.
+pub mod hedge;
+/// What agents and instances say to one another of tries and of time.
+pub mod hints;
+#[cfg(test)]
+mod parity;
 /// Bodies that can be sent again.
 pub mod replay;
 
@@ -30,7 +40,9 @@ pub struct Tries {
     pub retries: u32,
     /// What the last of them was for, in a metric's word, until it is known what came of it.
     pub reason: Option<&'static str>,
-    /// The wait before the last of them.
+    /// Waits of the back-off, since it began or began anew.
+    waits: u32,
+    /// The last of those.
     previous: Duration,
 }
 
@@ -47,6 +59,15 @@ pub struct Request<'a> {
     pub deadline: Option<Instant>,
     /// It was sent on a kept connection, which broke off before any reply.
     pub stale: bool,
+}
+
+/// What a further try may hope for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ahead {
+    /// Before then no circuit lets it pass.
+    pub soonest: Duration,
+    /// The latency of the quickest instance that it could be sent to, as seen of late; zero where nothing is known of one.
+    pub latency: Duration,
 }
 
 /// Whether a try is followed by another.
@@ -76,13 +97,24 @@ pub enum Why {
     Budget,
     /// The wait would end after the deadline.
     Deadline,
-    /// The instance asks for a longer wait than the policy has.
+    /// There would be less time left than the quickest instance takes.
+    Latency,
+    /// No circuit lets it pass when the wait is over.
+    CircuitOpen,
+    /// The instance asks for a longer wait than the policy has, or for none.
     RetryAfter,
     /// Another agent retries it.
     AlreadyRetried,
+    /// Another agent, further on, has retried it in vain.
+    RetriedBelow,
 }
 
 impl Why {
+    /// Whether a retry by somebody nearer to the caller would be one too many.
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Exhausted | Self::Budget | Self::RetriedBelow)
+    }
+
     /// The word for it in metrics; `None` where nothing was to be retried.
     pub fn word(self) -> Option<&'static str> {
         match self {
@@ -92,51 +124,55 @@ impl Why {
             Self::Body => Some("body"),
             Self::Budget => Some("budget"),
             Self::Deadline => Some("deadline"),
+            Self::Latency => Some("latency"),
+            Self::CircuitOpen => Some("circuit-open"),
             Self::RetryAfter => Some("retry-after"),
             Self::AlreadyRetried => Some("already-retried"),
+            Self::RetriedBelow => Some("retried-below"),
         }
     }
 }
 
-/// Decides. `retry_after` is what the reply asked for; on `Again` the retry is taken out of the budget and counted in `tries`.
+/// Decides. `pushback` is what the reply asked for, `ahead` what another try may hope for; on `Again` the retry is taken out of the budget
+/// and counted in `tries`.
 pub fn after(
     policy: &RetrySettings,
     tries: &mut Tries,
     request: Request<'_>,
-    outcome: Outcome,
-    retry_after: Option<Duration>,
+    (outcome, pushback): (Outcome, Pushback),
     (now, millis): (Instant, Millis),
+    ahead: impl FnOnce() -> Ahead,
     rng: &mut impl Rng,
 ) -> Next {
     if !policy.retry_on.hold(outcome) && !request.stale {
         return Next::Stop(Why::NotAsked);
     }
-    if request.already_retried {
-        return Next::Stop(Why::AlreadyRetried);
-    }
-    if tries.retries >= policy.max_retries {
-        return Next::Stop(Why::Exhausted);
-    }
-    if !outcome.never_processed() && !policy.methods.contains(request.method) {
-        return Next::Stop(Why::Method);
-    }
-    if !request.replayable {
-        return Next::Stop(Why::Body);
+    if let Err(why) = may_be_sent_again(policy, tries, request, outcome.never_processed()) {
+        return Next::Stop(why);
     }
     let mut wait = Duration::ZERO;
     if !request.stale {
-        wait = policy.backoff.delay(tries.retries + 1, tries.previous, rng);
-        tries.previous = wait;
+        wait = policy.backoff.delay(tries.waits + 1, tries.previous, rng);
+        (tries.waits, tries.previous) = (tries.waits + 1, wait);
     }
-    if let Some(asked) = retry_after.filter(|_| policy.respect_retry_after) {
+    match pushback {
+        Pushback::UsedUp => return Next::Stop(Why::RetriedBelow),
+        Pushback::Never if policy.respect_retry_after => return Next::Stop(Why::RetryAfter),
         // It said when, and that is later than the policy waits: sooner is no use.
-        if asked > Duration::from_millis(policy.backoff.max_ms) {
+        Pushback::AtLeast(asked) | Pushback::Exactly(asked)
+            if policy.respect_retry_after && asked > Duration::from_millis(policy.backoff.max_ms) =>
+        {
             return Next::Stop(Why::RetryAfter);
         }
-        wait = wait.max(asked);
+        Pushback::AtLeast(asked) if policy.respect_retry_after => wait = wait.max(asked),
+        Pushback::Exactly(asked) if policy.respect_retry_after => {
+            wait = asked;
+            (tries.waits, tries.previous) = (0, Duration::ZERO);
+        }
+        _ => {}
     }
-    if request.deadline.is_some_and(|deadline| now + wait >= deadline) {
-        return Next::Stop(Why::Deadline);
+    if let Err(why) = is_worth_it(request.deadline, now, wait, ahead()) {
+        return Next::Stop(why);
     }
     if !policy.budget.withdraw(millis) {
         return Next::Stop(Why::Budget);
@@ -145,47 +181,50 @@ pub fn after(
     Next::Again { after: wait }
 }
 
-/// What a reply's `Retry-After` (RFC 9110 section 10.2.3) asks for, where it is a number of seconds; a date is not waited for.
-pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.trim();
-    let is_number = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    // More than a number holds is longer than anybody waits.
-    is_number.then(|| Duration::from_secs(text.parse().unwrap_or(u64::MAX)))
+/// Whether another try may be made beside those under way, but for the budget.
+///
+/// # Errors
+/// Why not.
+pub fn beside(
+    policy: &RetrySettings,
+    tries: &Tries,
+    request: Request<'_>,
+    now: Instant,
+    ahead: Ahead,
+) -> Result<(), Why> {
+    may_be_sent_again(policy, tries, request, false)?;
+    is_worth_it(request.deadline, now, Duration::ZERO, ahead)
 }
 
-/// The caller's own deadline: `grpc-timeout` (gRPC over HTTP/2) or `x-request-timeout`, a duration such as `250ms` or `1.5s`.
-/// The shorter one, where both are there.
-pub fn callers_timeout(headers: &HeaderMap) -> Option<Duration> {
-    let text = |name: &str| headers.get(name)?.to_str().ok();
-    let grpc = text("grpc-timeout").and_then(|value| {
-        let (number, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
-        let number: u64 = number.parse().ok().filter(|_| number.len() <= 8)?;
-        Some(match unit {
-            "H" => Duration::from_secs(number * 3600),
-            "M" => Duration::from_secs(number * 60),
-            "S" => Duration::from_secs(number),
-            "m" => Duration::from_millis(number),
-            "u" => Duration::from_micros(number),
-            "n" => Duration::from_nanos(number),
-            _ => return None,
-        })
-    });
-    let plain = text("x-request-timeout").and_then(|value| {
-        let digits = value.find(|c: char| c.is_ascii_alphabetic())?;
-        let (number, unit) = value.split_at(digits);
-        let scale = match unit {
-            "ms" => 0.001,
-            "s" => 1.0,
-            "m" => 60.0,
-            "h" => 3600.0,
-            _ => return None,
-        };
-        Duration::try_from_secs_f64(number.parse::<f64>().ok()? * scale).ok()
-    });
-    match (grpc, plain) {
-        (Some(a), Some(b)) => Some(a.min(b)),
-        (a, b) => a.or(b),
+/// Whether the request itself, and its tries so far, allow another. `unseen`: no instance can have acted on it.
+fn may_be_sent_again(policy: &RetrySettings, tries: &Tries, request: Request<'_>, unseen: bool) -> Result<(), Why> {
+    if request.already_retried {
+        return Err(Why::AlreadyRetried);
     }
+    if tries.retries >= policy.max_retries {
+        return Err(Why::Exhausted);
+    }
+    if !unseen && !policy.methods.contains(request.method) {
+        return Err(Why::Method);
+    }
+    if !request.replayable {
+        return Err(Why::Body);
+    }
+    Ok(())
+}
+
+/// Whether a try after this wait can come to anything.
+fn is_worth_it(deadline: Option<Instant>, now: Instant, wait: Duration, ahead: Ahead) -> Result<(), Why> {
+    if let Some(deadline) = deadline {
+        let left = deadline.saturating_duration_since(now).saturating_sub(wait);
+        if left.is_zero() {
+            return Err(Why::Deadline);
+        }
+        if left <= ahead.latency {
+            return Err(Why::Latency);
+        }
+    }
+    if ahead.soonest > wait { Err(Why::CircuitOpen) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -223,7 +262,7 @@ mod tests {
 
     fn decide(policy: &RetrySettings, tries: &mut Tries, request: Request<'_>, outcome: Outcome) -> Next {
         let now = (Instant::now(), Millis(0));
-        after(policy, tries, request, outcome, None, now, &mut SmallRng::seed_from_u64(1))
+        after(policy, tries, request, (outcome, Pushback::None), now, Ahead::default, &mut SmallRng::seed_from_u64(1))
     }
 
     const GET: Request<'_> =
@@ -247,7 +286,7 @@ mod tests {
         let none = policy_within(3, Limits { ratio_ppm: 0, min_per_second: 0, window_ms: 10_000 });
         let now = (Instant::now(), Millis(0));
         let rng = &mut SmallRng::seed_from_u64(1);
-        let without = after(&none, &mut Tries::default(), GET, FAILED, None, now, rng);
+        let without = after(&none, &mut Tries::default(), GET, (FAILED, Pushback::None), now, Ahead::default, rng);
         assert_eq!(without, Next::Stop(Why::Budget));
     }
 
@@ -261,7 +300,8 @@ mod tests {
             let mut rng = SmallRng::seed_from_u64(seed);
             let mut now = start;
             for retry in 0u32.. {
-                match after(&policy, &mut tries, request, FAILED, None, (now, Millis(0)), &mut rng) {
+                let time = (now, Millis(0));
+                match after(&policy, &mut tries, request, (FAILED, Pushback::None), time, Ahead::default, &mut rng) {
                     Next::Again { after } => {
                         let plain = 1000.0 * 2f64.powi(retry as i32);
                         let wait = after.as_secs_f64() * 1000.0;
@@ -297,25 +337,11 @@ mod tests {
     }
 
     #[test]
-    fn retry_after_is_a_number_of_seconds_however_large() {
-        let of = |text: &str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(http::header::RETRY_AFTER, text.parse().unwrap());
-            retry_after(&headers)
-        };
-        assert_eq!(of("7"), Some(Duration::from_secs(7)));
-        assert_eq!(of("99999999999999999999999"), Some(Duration::from_secs(u64::MAX)));
-        for other in ["", "-1", "+1", "1.5", "soon", "Wed, 21 Oct 2026 07:28:00 GMT"] {
-            assert_eq!(of(other), None, "{other}");
-        }
-    }
-
-    #[test]
     fn a_longer_retry_after_is_waited_for_and_one_past_the_longest_wait_ends_it() {
         let asked = |seconds| {
             let (now, mut rng) = ((Instant::now(), Millis(0)), SmallRng::seed_from_u64(1));
-            let asked = Some(Duration::from_secs(seconds));
-            after(&policy(3), &mut Tries::default(), GET, FAILED, asked, now, &mut rng)
+            let asked = Pushback::AtLeast(Duration::from_secs(seconds));
+            after(&policy(3), &mut Tries::default(), GET, (FAILED, asked), now, Ahead::default, &mut rng)
         };
         assert_eq!(asked(7), Next::Again { after: Duration::from_secs(7) });
         assert!(matches!(asked(30), Next::Again { .. }));
@@ -323,18 +349,23 @@ mod tests {
     }
 
     #[test]
-    fn the_callers_deadline_is_read_in_both_forms() {
-        let read = |name: &'static str, value: &str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(name, value.parse().unwrap());
-            callers_timeout(&headers)
+    fn a_retry_that_can_come_to_nothing_is_not_made_and_costs_no_budget() {
+        let only = Limits { ratio_ppm: 0, min_per_second: 1, window_ms: 1000 };
+        let (policy, start) = (policy_within(3, only), Instant::now());
+        let tried = |deadline_ms: u64, ahead: Ahead| {
+            let request = Request { deadline: Some(start + Duration::from_millis(deadline_ms)), ..GET };
+            let (tries, rng) = (&mut Tries::default(), &mut SmallRng::seed_from_u64(1));
+            after(&policy, tries, request, (FAILED, Pushback::None), (start, Millis(0)), || ahead, rng)
         };
-        assert_eq!(read("grpc-timeout", "250m"), Some(Duration::from_millis(250)));
-        assert_eq!(read("grpc-timeout", "2S"), Some(Duration::from_secs(2)));
-        assert_eq!(read("x-request-timeout", "1.5s"), Some(Duration::from_millis(1500)));
-        for odd in ["", "m", "1", "123456789S", "-1S", "1x"] {
-            assert_eq!(read("grpc-timeout", odd), None, "{odd}");
-        }
-        assert_eq!(read("x-request-timeout", "1e400s"), None);
+        let ms = Duration::from_millis;
+        let takes = |latency| Ahead { latency: ms(latency), ..Ahead::default() };
+        let out_for = |soonest| Ahead { soonest, ..Ahead::default() };
+        // The wait is of 900 to 1100 ms.
+        assert_eq!(tried(2000, takes(1100)), Next::Stop(Why::Latency));
+        assert_eq!(tried(5000, out_for(ms(1101))), Next::Stop(Why::CircuitOpen));
+        assert_eq!(tried(5000, out_for(Duration::MAX)), Next::Stop(Why::CircuitOpen));
+        assert_eq!(tried(900, takes(0)), Next::Stop(Why::Deadline));
+        assert!(matches!(tried(5000, Ahead { soonest: ms(899), latency: ms(3899) }), Next::Again { .. }));
+        assert_eq!(tried(5000, takes(0)), Next::Stop(Why::Budget), "there was one in the budget, which is used now");
     }
 }

@@ -232,6 +232,11 @@ impl Load {
         Expected { told, faded: shard.latency(now), work, failing: trouble > ALL_FAIL / 6 }
     }
 
+    /// The average latency of late, which fades; zero where nothing is known.
+    pub fn latency(&self, worker: usize, now: Millis) -> Duration {
+        Duration::from_micros(self.shards[worker].latency(now))
+    }
+
     /// A request goes there.
     pub fn begin(&self, worker: usize) {
         let cell = &self.shards[worker].in_flight;

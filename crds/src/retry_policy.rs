@@ -87,7 +87,7 @@ pub struct RetryPolicySpec {
     #[serde(default = "sixty_four_kibibytes")]
     #[schemars(extend("x-kubernetes-validations" = crate::cel::body()))]
     pub max_body_bytes: Size,
-    /// Asks a second instance when the first is slow, instead of waiting for it to fail.
+    /// Asks another instance as well while the first is slow, and takes the first good answer. A retry like others in all else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hedge: Option<Hedge>,
 }
@@ -131,13 +131,13 @@ impl Default for Budget {
     }
 }
 
-/// Asks a second instance when the first is slow.
+/// Asks another instance as well while the first is slow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Hedge {
-    /// How long to wait for the first.
+    /// How long to wait for the one before.
     pub after: Duration,
-    /// How many more are asked at most.
+    /// How many more are asked at most; each is one of `maxRetries`.
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 3))]
     pub max: i32,

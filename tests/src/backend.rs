@@ -171,6 +171,11 @@ impl Backend {
         self.state.delay_ms.store(delay.as_millis().try_into().unwrap(), Relaxed);
     }
 
+    /// Its version.
+    pub fn version(&self) -> &str {
+        &self.state.version
+    }
+
     /// How many requests reached it.
     pub fn asked(&self) -> u64 {
         self.state.asked.load(Relaxed)

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 use switchyard_tests::binary;
-use switchyard_tests::manifests::{Manifests, canary, retry};
+use switchyard_tests::manifests::{Manifests, canary, circuit};
 use switchyard_tests::process::output;
 
 fn instance(port: u16) -> std::net::SocketAddr {
@@ -82,10 +82,10 @@ fn a_warning_fails_only_when_strict() {
 #[test]
 fn a_field_that_is_not_enforced_yet_is_never_taken_in_silence() {
     let manifests = good();
-    manifests.write("retry.yaml", &retry("  hedge: {after: 100ms}\n"));
+    manifests.write("circuit.yaml", &circuit("  healthCheck: {tcp: {}}\n"));
     let (status, said) = check(&[manifests.path().to_str().unwrap()]);
     assert_eq!(status, 0);
-    assert!(said.contains("NotEnforced") && said.contains("spec.hedge"), "{said}");
+    assert!(said.contains("NotEnforced") && said.contains("spec.healthCheck"), "{said}");
 }
 
 #[test]

@@ -320,6 +320,78 @@ async fn a_retry_that_would_end_after_the_deadline_is_not_made() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_try_says_how_much_time_is_left_for_it() {
+    let instance = Backend::start("v1").await;
+    let (manifests, switchyard) = with_policy("  initialDelay: 50ms\n  jitter: \"0%\"\n", &[&instance]).await;
+    let said = |field: &str| -> Vec<f64> {
+        let seen = instance.seen();
+        let number = |text: &str| text.trim_end_matches(|c: char| c.is_ascii_alphabetic()).parse::<f64>().unwrap();
+        seen.iter().filter_map(|seen| seen.headers.get(field)).map(|value| number(value.to_str().unwrap())).collect()
+    };
+    ask(&switchyard, plain()).await;
+    assert_eq!(said("x-request-timeout"), [0.0; 0], "nobody waits for so long and no longer");
+
+    instance.fail_next(1);
+    let mut hurried = plain();
+    hurried.headers_mut().insert("x-request-timeout", "30s".parse().unwrap());
+    assert_eq!(ask(&switchyard, hurried).await.status, 200);
+    let left = said("x-request-timeout");
+    assert!(left.len() == 2 && left[0] <= 30_000.0 && left[1] <= left[0] - 50.0, "{left:?}");
+
+    let mut call = post();
+    call.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+    call.headers_mut().insert("grpc-timeout", "30S".parse().unwrap());
+    ask(&switchyard, call).await;
+    let (micros, millis) = (said("grpc-timeout"), said("x-request-timeout"));
+    assert!(micros.len() == 1 && micros[0] < 30e6 && micros[0] > 1e6, "{micros:?}");
+    assert_eq!(millis.len(), 2, "a call of gRPC has a field of its own for it");
+
+    // What the policy and the rule give is said as well.
+    manifests.write(
+        "retry.yaml",
+        &retry("  perTryTimeout: 20s\n  timeout: 40s\n").replace("name: retry,", "name: bounded,"),
+    );
+    switchyard_tests::wait_for("the other policy is in force", async || {
+        switchyard.config().await.to_string().contains("bounded")
+    })
+    .await;
+    ask(&switchyard, plain()).await;
+    let left = said("x-request-timeout")[2];
+    assert!(left > 1000.0 && left <= 20_000.0, "{left}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retry_that_no_circuit_will_let_pass_is_not_waited_for() {
+    let instance = Backend::start("v1").await;
+    // A wait that the test would notice, if there were one.
+    let (manifests, switchyard) = with_policy("  initialDelay: 300s\n  maxDelay: 300s\n", &[&instance]).await;
+    manifests.write("circuit.yaml", &circuit("  failureThreshold: 1\n  timeout: 10m\n"));
+    switchyard_tests::wait_for("the circuit is there", async || switchyard.circuit(instance.address).await.is_some())
+        .await;
+    instance.fail();
+    assert_eq!(ask(&switchyard, plain()).await.status, 500);
+    assert_eq!(switchyard.metric("switchyard_retries_total", &[("outcome", "circuit-open")]).await, 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retry_with_less_time_left_than_the_instance_takes_is_not_made() {
+    let instance = Backend::start("v1").await;
+    let (_manifests, switchyard) = with_policy("", &[&instance]).await;
+    // It fails late, and all workers get to know that.
+    instance.fail();
+    instance.delay(std::time::Duration::from_millis(700));
+    let hurried = || {
+        let mut request = plain();
+        request.headers_mut().insert("x-request-timeout", "1300ms".parse().unwrap());
+        request
+    };
+    let tally = ask_times(switchyard.http, 4, 4, hurried).await;
+    assert_eq!(tally.statuses.get(&500), Some(&4));
+    assert_eq!(instance.asked(), 4);
+    assert_eq!(switchyard.metric("switchyard_retries_total", &[("outcome", "latency")]).await, 4.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_try_that_takes_too_long_is_a_timeout_and_is_retried() {
     let (slow, quick) = (Backend::start("slow").await, Backend::start("quick").await);
     let (_manifests, switchyard) = with_policy("  perTryTimeout: 200ms\n", &[&slow, &quick]).await;

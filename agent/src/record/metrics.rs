@@ -205,21 +205,25 @@ impl Series {
     }
 }
 
-/// What a try ended with that made a retry, as metrics name it.
-pub const RETRY_REASONS: [&str; 7] =
-    ["server-error", "grpc-status", "status", "connect-failure", "refused-stream", "reset", "timeout"];
+/// What a try ended with that made a retry, as metrics name it; or that it was slow, and another was made beside it.
+pub const RETRY_REASONS: [&str; 8] =
+    ["server-error", "grpc-status", "status", "connect-failure", "refused-stream", "reset", "timeout", "hedge"];
 
 /// What became of a retry, or why there was none.
-pub const RETRY_OUTCOMES: [&str; 10] = [
+pub const RETRY_OUTCOMES: [&str; 14] = [
     "success",
     "failure",
+    "cancelled",
     "retries-exhausted",
     "method",
     "body",
     "budget",
     "deadline",
+    "latency",
+    "circuit-open",
     "retry-after",
     "already-retried",
+    "retried-below",
     "no-instance",
 ];
 

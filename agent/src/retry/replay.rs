@@ -1,8 +1,8 @@
 //! A request's body that can be sent again: what has streamed by is kept, up to a limit; past it the body goes on streaming,
 //! and can no longer be sent again.
 //!
-//! One [`Kept`] is shared by the tries of a request, all on one thread. Only the newest try may read on: an older one that
-//! is still polled has been given up and sees an error.
+//! One [`Kept`] is shared by the tries of a request, all on one thread. All of them read what is kept; only the newest may read on: an
+//! older one that is still polled has been given up and sees an error.
 
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
@@ -73,6 +73,11 @@ where
         !kept.overflowed && kept.coming.get() != Coming::Failed
     }
 
+    /// Whether all of it is kept, so that several tries can read it at a time.
+    pub fn is_whole(&self) -> bool {
+        self.can_be_sent_again() && self.0.borrow().ended
+    }
+
     /// How it comes from the caller.
     pub fn coming(&self) -> Rc<Cell<Coming>> {
         Rc::clone(&self.0.borrow().coming)
@@ -94,9 +99,6 @@ where
     pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let mut kept = self.kept.borrow_mut();
         let kept = &mut *kept;
-        if kept.newest != self.number {
-            return Poll::Ready(Some(Err("a newer try reads the body".into())));
-        }
         if let Some(bytes) = kept.frames.get(self.position) {
             self.position += 1;
             return Poll::Ready(Some(Ok(Frame::data(bytes.clone()))));
@@ -104,6 +106,9 @@ where
         if kept.ended {
             let trailers = kept.trailers.clone().filter(|_| !std::mem::replace(&mut self.sent_trailers, true));
             return Poll::Ready(trailers.map(|t| Ok(Frame::trailers(t))));
+        }
+        if kept.newest != self.number {
+            return Poll::Ready(Some(Err("a newer try reads the body".into())));
         }
         let polled = Pin::new(&mut kept.source).poll_frame(cx);
         let ended = kept.source.is_end_stream();
@@ -113,6 +118,8 @@ where
             Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(bytes) => {
+                    // Whose length is known is not asked for its end.
+                    kept.ended = ended;
                     self.position += kept.keep(&bytes);
                     return Poll::Ready(Some(Ok(Frame::data(bytes))));
                 }
@@ -219,6 +226,23 @@ mod tests {
                 prop_assert_eq!([sent, read(&mut first, usize::MAX)].concat(), whole);
             }
         }
+    }
+
+    #[test]
+    fn once_all_of_it_is_kept_every_try_reads_it() {
+        let replayable = Replayable::new(Source([Bytes::from("a"), Bytes::from("b")].into()), 100);
+        let mut old = replayable.next_try();
+        read(&mut old, 1);
+        assert!(!replayable.is_whole());
+        let mut new = replayable.next_try();
+        assert_eq!(read(&mut new, 9), b"ab");
+        assert!(replayable.is_whole());
+        assert_eq!(read(&mut old, 9), b"b");
+
+        let sized = Replayable::new(http_body_util::Full::new(Bytes::from("a")), 100);
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(matches!(sized.next_try().poll_frame(&mut cx), Poll::Ready(Some(Ok(_)))));
+        assert!(sized.is_whole());
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::admit::window::Millis;
 use crate::refusal::Canned;
 use crate::retry::backoff::{Backoff, Strategy};
 use crate::retry::budget::{Budget, Limits};
+use crate::retry::hedge::Hedge;
 
 /// How one try ended, as everything that judges it sees it: breaker, retry, metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -238,6 +239,8 @@ impl From<&v1::CircuitPolicy> for CircuitSettings {
 
 /// No policy can ask for more retries of one request than this.
 pub(super) const MAX_RETRIES: u32 = 10;
+/// No policy can have more tries made beside one than this.
+const MAX_HEDGES: u32 = 3;
 /// No policy can have more of a request's body kept than this, in bytes.
 pub(super) const MAX_BODY_BYTES: u64 = 16 << 20;
 
@@ -266,6 +269,8 @@ pub struct RetrySettings {
     pub rechoose_destination: bool,
     /// How much of a body is kept, at most [`MAX_BODY_BYTES`].
     pub max_body_bytes: usize,
+    /// Other instances are asked as well while one is slow.
+    pub hedge: Option<Hedge>,
     /// How much retries may add to the load; outlives the table.
     pub budget: Arc<Budget>,
 }
@@ -306,6 +311,10 @@ impl RetrySettings {
             respect_retry_after: wire.respect_retry_after,
             avoid_previous_instances: wire.avoid_previous_instances,
             rechoose_destination: wire.rechoose_destination,
+            hedge: wire
+                .hedge
+                .filter(|hedge| hedge.max > 0)
+                .map(|hedge| Hedge { after: Duration::from_millis(hedge.after_ms), max: hedge.max.min(MAX_HEDGES) }),
             max_body_bytes: usize::try_from(wire.max_body_bytes.min(MAX_BODY_BYTES)).unwrap_or(0),
             budget,
         }

@@ -215,6 +215,7 @@ pub fn retry(policy: &RetryPolicy, target: v1::Selector) -> v1::RetryPolicy {
         budget_min_per_second: count(spec.budget.min_per_second),
         budget_window_ms: spec.budget.window.as_millis(),
         max_body_bytes: spec.max_body_bytes.bytes(),
+        hedge: spec.hedge.map(|hedge| v1::Hedge { after_ms: hedge.after.as_millis(), max: count(hedge.max) }),
     }
 }
 

@@ -193,7 +193,7 @@ fn retry(policy: &v1::RetryPolicy) -> String {
     let limits = limits.iter().filter_map(|(what, limit)| limit.map(|limit| format!(", {what} within {limit} ms")));
     format!(
         "retry {}{}: {} {:?} from {} ms x{} up to {} ms (jitter {} ppm){}; on: {}; of: {}; budget {} ppm + {}/s in {} ms; \
-         bodies to {}{}{}{}",
+         bodies to {}{}{}{}{}",
         policy.name,
         selector(policy.target.as_ref()),
         policy.max_retries,
@@ -212,6 +212,7 @@ fn retry(policy: &v1::RetryPolicy) -> String {
         if policy.respect_retry_after { ", Retry-After" } else { "" },
         if policy.avoid_previous_instances { ", other instances" } else { "" },
         if policy.rechoose_destination { ", other destinations" } else { "" },
+        policy.hedge.map(|hedge| format!("; hedge after {} ms, {}", hedge.after_ms, hedge.max)).unwrap_or_default(),
     )
 }
 

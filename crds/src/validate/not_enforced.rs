@@ -3,7 +3,6 @@
 
 use crate::circuit_policy::CircuitPolicySpec;
 use crate::findings::{Finding, Reason};
-use crate::retry_policy::RetryPolicySpec;
 
 use super::Report;
 
@@ -11,10 +10,6 @@ const YET: &str = "is accepted, but this build does not act on it yet";
 
 pub(super) fn circuit_policy(spec: &CircuitPolicySpec, report: &mut Report) {
     report.fields(&[("spec.healthCheck", spec.health_check.is_some())]);
-}
-
-pub(super) fn retry_policy(spec: &RetryPolicySpec, report: &mut Report) {
-    report.fields(&[("spec.hedge", spec.hedge.is_some())]);
 }
 
 impl Report {

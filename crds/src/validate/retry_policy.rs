@@ -4,7 +4,7 @@ use crate::findings::Finding;
 use crate::retry_policy::{RetryPolicy, RetryPolicySpec, Strategy};
 use crate::values::{Duration, Size};
 
-use super::{Report, not_enforced};
+use super::Report;
 
 /// The shortest and the longest window of a budget.
 pub(crate) const BUDGET_WINDOW: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -43,11 +43,19 @@ pub fn validate_retry_policy(policy: &RetryPolicy) -> Vec<Finding> {
     if spec.max_retries > 0 {
         report.no_retry_can_happen(spec);
     }
+    if let Some(hedge) = spec.hedge
+        && hedge.max > spec.max_retries
+    {
+        let message = format!(
+            "a try beside another is a retry, and there are at most {} of those (spec.maxRetries)",
+            spec.max_retries
+        );
+        report.suspicious("spec.hedge.max", message);
+    }
     report.within("spec.budget.window", spec.budget.window, BUDGET_WINDOW);
     if spec.max_body_bytes > MAX_BODY {
         report.error("spec.maxBodyBytes", format!("{} is above {MAX_BODY}", spec.max_body_bytes));
     }
-    not_enforced::retry_policy(spec, &mut report);
     report.finish()
 }
 

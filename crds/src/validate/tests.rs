@@ -380,7 +380,12 @@ fn what_is_not_acted_on_yet_is_said() {
         json!({"hedge": {"after": "100ms"}, "methods": ["GET", "POST"]}),
         expect![[r#"
             Warning Suspicious spec.methods[1]: a POST that is sent twice may act twice; retry it only where instances expect that
-            Warning NotEnforced spec.hedge: is accepted, but this build does not act on it yet
+        "#]],
+    );
+    check::<RetryPolicy>(
+        json!({"hedge": {"after": "100ms", "max": 3}, "maxRetries": 2}),
+        expect![[r#"
+            Warning Suspicious spec.hedge.max: a try beside another is a retry, and there are at most 2 of those (spec.maxRetries)
         "#]],
     );
 }
