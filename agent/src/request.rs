@@ -212,25 +212,26 @@ async fn serve<'t>(
         }
         let policy = table.instance(at).retry.as_deref();
         call.under(policy);
-        let retrying = policy.filter(|p| p.max_retries > 0 && !facts.upgrade);
+        let retrying = policy.filter(|p| p.max_retries > 0);
         if tries.retries == 0
             && let Some(policy) = retrying
         {
             policy.budget.deposit(worker.index, worker.millis(exchange.start));
         }
         let shared = RefCell::new(&mut call);
-        let (at, Failed { outcome, reply, stale }) = match retrying.and_then(|policy| Some((policy, policy.hedge?))) {
-            None => (at, attempt(table, &shared, (at, connection), permit, policy, tries.retries).await),
-            // Rare and large: kept out of every request's own future.
-            Some(hedging) => {
-                let first = (at, connection, permit);
-                let ended =
-                    Box::pin(side_by_side(worker, table, &shared, hedging, first, &mut tried, &mut tries)).await;
-                exchange.chosen(ended.0);
-                on_reply.by_destination(table.destination(ended.0).filters.as_deref());
-                ended
-            }
-        };
+        let (at, Failed { outcome, reply, stale }) =
+            match retrying.and_then(|policy| Some((policy, policy.hedge.filter(|_| !facts.upgrade)?))) {
+                None => (at, attempt(table, &shared, (at, connection), permit, policy, tries.retries).await),
+                // Rare and large: kept out of every request's own future.
+                Some(hedging) => {
+                    let first = (at, connection, permit);
+                    let ended =
+                        Box::pin(side_by_side(worker, table, &shared, hedging, first, &mut tried, &mut tries)).await;
+                    exchange.chosen(ended.0);
+                    on_reply.by_destination(table.destination(ended.0).filters.as_deref());
+                    ended
+                }
+            };
         let Some(policy) = retrying else { return Failed { outcome, reply, stale }.stands() };
 
         let counters = &service.runtime.retries;
@@ -304,7 +305,7 @@ async fn attempt(
         let mut sending = std::pin::pin!(async {
             let mut connection = connection;
             loop {
-                let counted = policy.is_some_and(|p| p.max_retries > 0) && !facts.upgrade;
+                let counted = policy.is_some_and(|p| p.max_retries > 0);
                 let request = {
                     let call = &mut **shared.borrow_mut();
                     if let Some(deadline) = limits.deadline() {

@@ -9,7 +9,7 @@ use switchyard_tests::grpc::{self, EchoBackend, word};
 use switchyard_tests::load::{Load, ask_times};
 use switchyard_tests::manifests::{HOST, Manifests, circuit, retry, service};
 use switchyard_tests::process::Switchyard;
-use switchyard_tests::raw::RawServer;
+use switchyard_tests::raw::{RawServer, Wire};
 use tonic::Code;
 
 fn plain() -> http::Request<client::Body> {
@@ -264,6 +264,35 @@ async fn a_post_that_never_reached_an_instance_goes_to_another() {
     let tally = ask_times(switchyard.http, 4, 100, post).await;
     tally.all_good();
     assert_eq!(stays.asked(), 100);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upgrade_that_is_not_accepted_is_tried_again() {
+    let tries = std::sync::Arc::new(std::sync::atomic::AtomicU32::new(0));
+    let counted = std::sync::Arc::clone(&tries);
+    let server = RawServer::start(move |mut wire| {
+        let tried = counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        async move {
+            wire.until("\r\n\r\n").await;
+            if tried == 0 {
+                wire.send("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await;
+                return;
+            }
+            wire.send("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n").await;
+            let said = wire.exactly(3).await;
+            wire.send(said.to_uppercase()).await;
+        }
+    });
+    let manifests = Manifests::of(&[("v1", server.address)]);
+    manifests.write("retry.yaml", &retry(""));
+    let switchyard = Switchyard::run(manifests.path()).await;
+    let mut wire = Wire::connect(switchyard.http).await;
+    wire.send(format!("GET / HTTP/1.1\r\nhost: {HOST}\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n")).await;
+    let head = wire.until("\r\n\r\n").await;
+    assert!(head.starts_with("HTTP/1.1 101"), "{head:?}");
+    wire.send("abc").await;
+    assert_eq!(wire.exactly(3).await, "ABC");
+    assert_eq!(tries.load(std::sync::atomic::Ordering::Relaxed), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
