@@ -18,6 +18,12 @@ pub fn unix_millis() -> i64 {
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
+/// The wall clock, for comparing with the times of files.
+#[expect(clippy::disallowed_methods, reason = "the edge that all others get the time from")]
+pub fn system() -> SystemTime {
+    SystemTime::now()
+}
+
 /// The wall clock as a Date field has it (RFC 9110 section 6.6.1), written once a second.
 #[expect(clippy::disallowed_methods, reason = "the edge that all others get the time from")]
 pub fn date() -> HeaderValue {

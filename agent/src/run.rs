@@ -1,5 +1,5 @@
-//! The agent as a whole: one thread per worker for the traffic, one more for everything else (the controller's stream, the
-//! admin endpoints, the state file), so that nothing but traffic runs where traffic runs.
+//! The agent as a whole: one thread per worker for the traffic, so that nothing but traffic runs where traffic runs; one for what is
+//! remembered over a restart, which waits for the disk; and one for everything else (the controller's stream, the admin endpoints).
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -19,6 +19,7 @@ use crate::record::metrics::Retries;
 use crate::resources::Resources;
 use crate::runtime::Runtime;
 use crate::state::StateFile;
+use crate::state::writer::Writer;
 use crate::subscribe::{Controller, Link, Subscription};
 use crate::table::{ServiceKey, Table};
 use crate::transitions::Transitions;
@@ -60,6 +61,7 @@ pub struct Running {
     stop: watch::Sender<bool>,
     workers: Vec<JoinHandle<()>>,
     control: Option<JoinHandle<()>>,
+    writer: Option<JoinHandle<Writer>>,
     keeper: Option<intercept::Handle>,
 }
 
@@ -74,9 +76,12 @@ pub fn start(options: Options) -> Result<Running> {
     let http = listeners[0][0].local_addr()?;
     let admin_listener = admin_listener(&options)?;
     let admin = admin_listener.local_addr()?;
+    // A controller in this process is never away, and what it sent in an earlier life is no better than nothing.
+    let in_memory = matches!(options.controller, Controller::Memory(_));
     let state = options
         .state
         .as_deref()
+        .filter(|_| !in_memory)
         .map(|folder| StateFile::new(folder).with_context(|| format!("cannot use {} for state", folder.display())))
         .transpose()?;
 
@@ -93,6 +98,12 @@ pub fn start(options: Options) -> Result<Running> {
             taking: false.into(),
         }),
     });
+    // Before any table is built, which finds its circuits as they were.
+    let writer = options.state.as_deref().map(|folder| {
+        let writer = Writer::new(folder, Arc::clone(&shared));
+        writer.with_context(|| format!("cannot use {} for state", folder.display()))
+    });
+    let writer = writer.transpose()?;
     let link = Arc::new(Link::default());
     let (events, told) = std::sync::mpsc::channel();
     let keeper = match (options.intercept, options.state.as_deref()) {
@@ -125,6 +136,14 @@ pub fn start(options: Options) -> Result<Running> {
         let thread = std::thread::Builder::new().name(format!("worker-{index}"));
         threads.push(thread.spawn(move || work(index, shared, listeners, stopped, drain))?);
     }
+    let writer = writer.map(|mut writer| {
+        let stopped = stopped.clone();
+        std::thread::Builder::new().name("state".to_owned()).spawn(move || {
+            block_on(writer.run(stopped));
+            writer
+        })
+    });
+    let writer = writer.transpose()?;
     let (controller, mut stopped) = (options.controller, stopped);
     let control = std::thread::Builder::new().name("control".to_owned()).spawn(move || {
         let held = Arc::clone(&shared);
@@ -152,7 +171,7 @@ pub fn start(options: Options) -> Result<Running> {
         };
         block_on(control);
     })?;
-    Ok(Running { http, admin, stop, workers: threads, control: Some(control), keeper })
+    Ok(Running { http, admin, stop, workers: threads, control: Some(control), writer, keeper })
 }
 
 /// A list of listeners for each worker, and where connections are sent to that are taken in.
@@ -217,6 +236,10 @@ impl Running {
             if thread.join().is_err() {
                 tracing::error!("a thread has panicked");
             }
+        }
+        // Circuits may have changed while the last requests came to their ends.
+        if let Some(Ok(mut writer)) = self.writer.take().map(JoinHandle::join) {
+            writer.finish();
         }
         if let Some(keeper) = self.keeper.take() {
             keeper.remove();

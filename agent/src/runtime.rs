@@ -11,17 +11,21 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::admit::breaker::{Breaker, Settings, Transition};
+use crate::admit::breaker::{Breaker, Settings, State, Transition};
 use crate::admit::ejections::Ejections;
 use crate::admit::limits::InUse;
 use crate::admit::window::Millis;
 use crate::clock;
 use crate::record::metrics::{Retries, Series, SeriesKey, series_key};
-use crate::retry::budget::{Budget, Limits};
+use crate::retry::budget::{Aged, Budget, Limits};
+use crate::state::remembered::{self, Remembered};
 use crate::table::{CircuitSettings, Held, ServiceKey};
 
 /// How long state is kept that no table refers to. Long enough for a rollout to bring an address back.
 const KEPT: Duration = Duration::from_secs(600);
+
+/// What was counted before the agent started has its time too: a day, far more than any window.
+const BEFORE_MS: u64 = 86_400_000;
 
 /// All runtime state of an agent.
 #[derive(Debug)]
@@ -43,6 +47,24 @@ struct Kept {
     budgets: HashMap<(ServiceKey, String), Entry<Budget>>,
     series: HashMap<SeriesKey, Entry<Series>>,
     next_load: u64,
+    /// What was known before the agent started, and no table has asked for yet.
+    recalled: Recalled,
+}
+
+/// What was known before the agent started, in its own time.
+#[derive(Debug, Default)]
+struct Recalled {
+    circuits: HashMap<(ServiceKey, String), RecalledCircuit>,
+    budgets: HashMap<(ServiceKey, String), remembered::Budget>,
+    /// Since when nobody has asked for it.
+    since: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct RecalledCircuit {
+    window_ms: u64,
+    until: Millis,
+    openings: u8,
 }
 
 /// A value, and since when no table has referred to it.
@@ -271,9 +293,10 @@ impl Runtime {
         Self { workers: workers.max(1), start: clock::now(), kept: Mutex::default() }
     }
 
-    /// The time that breakers, windows and budgets use: since the agent started.
+    /// The time that breakers, windows and budgets use: since a day before the agent started.
     pub fn millis(&self, now: Instant) -> Millis {
-        Millis(u64::try_from(now.saturating_duration_since(self.start).as_millis()).unwrap_or(u64::MAX))
+        let since = now.saturating_duration_since(self.start).as_millis();
+        Millis(u64::try_from(since).unwrap_or(u64::MAX).saturating_add(BEFORE_MS))
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
@@ -297,7 +320,13 @@ impl Runtime {
                 known.breaker.shorten(&settings.breaker, self.millis(clock::now()));
                 Arc::clone(&known.breaker)
             }
-            None => Arc::new(Breaker::new(self.workers)),
+            None => {
+                let recalled =
+                    kept.recalled.circuits.remove(&key).filter(|r| r.window_ms == settings.breaker.window_ms);
+                Arc::new(
+                    recalled.map_or_else(|| Breaker::new(self.workers), |recalled| self.reopened(&recalled, settings)),
+                )
+            }
         };
         let known = KnownCircuit {
             service: service.clone(),
@@ -308,6 +337,85 @@ impl Runtime {
         };
         kept.breakers.insert(key, Entry { value: Arc::new(known), unused_since: None });
         breaker
+    }
+
+    /// A circuit as it was before the agent started. It stays open no longer than its policy can ask for now.
+    fn reopened(&self, recalled: &RecalledCircuit, settings: &CircuitSettings) -> Breaker {
+        let longest = settings.breaker.open_for_ms(recalled.openings, u32::MAX);
+        let until = recalled.until.min(self.millis(clock::now()).plus(longest));
+        Breaker::open(self.workers, until, recalled.openings)
+    }
+
+    /// Takes over what was known before the agent started, as it is now. What is of another policy by the time a table asks for it is
+    /// dropped, and so is what none asks for.
+    pub fn recall(&self, known: Remembered) {
+        let now = self.millis(clock::now());
+        let circuits = known.circuits.into_iter().map(|circuit| {
+            let openings = u8::try_from(circuit.openings).unwrap_or(u8::MAX);
+            let until = now.plus(circuit.left_ms);
+            let service = ServiceKey { namespace: circuit.namespace, name: circuit.service };
+            ((service, circuit.target), RecalledCircuit { window_ms: circuit.window_ms, until, openings })
+        });
+        let budgets = known.budgets.into_iter().map(|budget| {
+            let service = ServiceKey { namespace: budget.namespace.clone(), name: budget.service.clone() };
+            ((service, budget.policy.clone()), budget)
+        });
+        let recalled = Recalled { circuits: circuits.collect(), budgets: budgets.collect(), since: Some(clock::now()) };
+        self.kept().recalled = recalled;
+    }
+
+    /// What a restart is to know: circuits that are not closed, those too that no table refers to at the moment, and budgets. Reasons
+    /// are not known here.
+    pub fn remembered(&self) -> Remembered {
+        let kept = self.kept();
+        let now = self.millis(clock::now());
+        let circuit =
+            |(service, target): &(ServiceKey, String), window_ms, until: Millis, openings: u8| remembered::Circuit {
+                namespace: service.namespace.clone(),
+                service: service.name.clone(),
+                target: target.clone(),
+                window_ms,
+                left_ms: until.since(now),
+                openings: u32::from(openings),
+                ..remembered::Circuit::default()
+            };
+        let known = kept.breakers.iter().filter_map(|(key, entry)| {
+            let until = match entry.value.breaker.state() {
+                State::Closed => return None,
+                State::Open { until } => until,
+                State::HalfOpen { .. } => now,
+            };
+            let window_ms = entry.value.settings.breaker.window_ms;
+            Some(circuit(key, window_ms, until, entry.value.breaker.openings()))
+        });
+        let recalled = kept.recalled.circuits.iter().map(|(key, r)| circuit(key, r.window_ms, r.until, r.openings));
+        let counted =
+            |aged: Vec<Aged>| aged.into_iter().map(|(age_ms, count)| remembered::Counted { age_ms, count }).collect();
+        let budgets = kept.budgets.iter().filter_map(|((service, policy), entry)| {
+            let (limits, retries) = (entry.value.limits(), entry.value.retries(now));
+            (!retries.is_empty()).then(|| remembered::Budget {
+                namespace: service.namespace.clone(),
+                service: service.name.clone(),
+                policy: policy.clone(),
+                ratio_ppm: limits.ratio_ppm,
+                min_per_second: limits.min_per_second,
+                window_ms: limits.window_ms,
+                requests: counted(entry.value.requests(now)),
+                retries: counted(retries),
+            })
+        });
+        let since_start = kept.recalled.since.map_or(0, |since| now.since(self.millis(since)));
+        let recalled_budgets = kept.recalled.budgets.values().map(|budget| budget.clone().older(since_start));
+        Remembered {
+            circuits: known.chain(recalled).collect(),
+            budgets: budgets.chain(recalled_budgets).collect(),
+            written_unix_ms: 0,
+        }
+    }
+
+    /// A number that changes with each retry that is taken from a budget.
+    pub fn withdrawn(&self) -> u64 {
+        self.kept().budgets.values().map(|entry| entry.value.withdrawn_mark()).fold(0, u64::wrapping_add)
     }
 
     /// How a policy's circuits are held by hand, in the time that circuits count.
@@ -376,8 +484,26 @@ impl Runtime {
         if kept.budgets.get(&key).is_some_and(|entry| entry.value.limits() != limits) {
             kept.budgets.remove(&key);
         }
-        let workers = self.workers;
-        find(&mut kept.budgets, key, || Budget::new(limits, workers))
+        if let Some(entry) = kept.budgets.get(&key) {
+            return Arc::clone(&entry.value);
+        }
+        let of = |b: &remembered::Budget| Limits {
+            ratio_ppm: b.ratio_ppm,
+            min_per_second: b.min_per_second,
+            window_ms: b.window_ms,
+        };
+        let recalled = kept.recalled.budgets.remove(&key).filter(|recalled| of(recalled) == limits);
+        let started = self.millis(kept.recalled.since.unwrap_or(self.start));
+        let budget = recalled.map_or_else(
+            || Budget::new(limits, self.workers),
+            |recalled| {
+                let aged = |counted: &[remembered::Counted]| -> Vec<Aged> {
+                    counted.iter().map(|c| (c.age_ms, c.count)).collect()
+                };
+                Budget::recalled(limits, self.workers, &aged(&recalled.requests), &aged(&recalled.retries), started)
+            },
+        );
+        find(&mut kept.budgets, key, || budget)
     }
 
     /// The counters of a routed Service.
@@ -416,6 +542,9 @@ impl Runtime {
     pub fn forget_unused(&self) {
         let now = clock::now();
         let mut kept = self.kept();
+        if kept.recalled.since.is_some_and(|since| now.duration_since(since) >= KEPT) {
+            kept.recalled = Recalled::default();
+        }
         kept.breakers
             .retain(|_, entry| used(Arc::strong_count(&entry.value.breaker) > 1, &mut entry.unused_since, now));
         retain(&mut kept.ejections, now);

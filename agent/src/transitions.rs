@@ -13,6 +13,7 @@ use crate::admit::breaker::{State, Transition};
 use crate::admit::window::Millis;
 use crate::clock;
 use crate::runtime::KnownCircuit;
+use crate::state::remembered;
 use crate::table::{Circuit, Held};
 
 /// Changes that wait for a slow controller stream; older ones are dropped, as the newest say what is.
@@ -65,6 +66,16 @@ pub fn shown(state: State, held: Option<Held>) -> &'static str {
 impl Transitions {
     fn latest(&self) -> MutexGuard<'_, HashMap<(String, String), Latest>> {
         self.latest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// These changed before the agent started.
+    pub fn recall(&self, circuits: &[remembered::Circuit]) {
+        let latest = circuits.iter().map(|circuit| {
+            let service = format!("{}/{}", circuit.namespace, circuit.service);
+            let latest = Latest { reason: circuit.reason.clone(), since_ms: circuit.since_unix_ms, counts: [0; 3] };
+            ((service, circuit.target.clone()), latest)
+        });
+        self.latest().extend(latest);
     }
 
     /// A circuit changed.

@@ -21,6 +21,7 @@ use crate::interim::Interim;
 use crate::line::Line;
 use crate::record::metrics::{Retries, Series};
 use crate::runtime::Runtime;
+use crate::state::remembered::Remembered;
 use crate::table::Table;
 use crate::transitions::Transitions;
 
@@ -42,6 +43,24 @@ pub struct Shared {
 }
 
 impl Shared {
+    /// Takes over what was known before the agent started, as it is now.
+    pub fn recall(&self, known: Remembered) {
+        self.transitions.recall(&known.circuits);
+        self.runtime.recall(known);
+    }
+
+    /// What a restart is to know.
+    pub fn remembered(&self, unix_ms: i64) -> Remembered {
+        let mut known = Remembered { written_unix_ms: unix_ms, ..self.runtime.remembered() };
+        for circuit in &mut known.circuits {
+            let service = format!("{}/{}", circuit.namespace, circuit.service);
+            if let Some(latest) = self.transitions.of(&service, &circuit.target) {
+                (circuit.reason, circuit.since_unix_ms) = (latest.reason, latest.since_ms);
+            }
+        }
+        known
+    }
+
     /// Tells of circuits that are held by hand, or are no more. To be called when a table is swapped, and where some are held, every
     /// second or so for those that are let go by themselves.
     pub fn tell_held(&self) {

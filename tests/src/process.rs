@@ -218,10 +218,15 @@ impl Switchyard {
 
     /// `switchyard-agent`; it may take a while until it is [`Switchyard::ready`].
     pub async fn agent(controller: SocketAddr, state: &Path) -> Self {
+        Self::of(Self::agent_process(controller, state), None).await
+    }
+
+    /// The same, not waited for in any way.
+    pub fn agent_process(controller: SocketAddr, state: &Path) -> Process {
         let controller = format!("http://{controller}");
         let mut args = vec!["--controller", &controller, "--state", path(state), "--drain", "1"];
         args.extend(["--http", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
-        Self::of(Process::start("switchyard-agent", args), None).await
+        Process::start("switchyard-agent", args)
     }
 
     /// `switchyard-agent` of a cluster's node, with the token that the kubelet would give it.
@@ -276,11 +281,20 @@ impl Switchyard {
         serde_json::from_str(&self.page("/config").await).unwrap()
     }
 
-    /// The state of an instance's circuit, as `/circuits` shows it; nothing if there is none.
+    /// What `/circuits` shows.
+    pub async fn circuits(&self) -> Vec<Value> {
+        serde_json::from_str(&self.page("/circuits").await).unwrap()
+    }
+
+    /// What it shows of an instance; nothing if there is no circuit.
+    pub async fn circuit_of(&self, instance: SocketAddr) -> Option<Value> {
+        let target = instance.to_string();
+        self.circuits().await.into_iter().find(|circuit| circuit["target"] == target.as_str())
+    }
+
+    /// The state of an instance's circuit; nothing if there is none.
     pub async fn circuit(&self, instance: SocketAddr) -> Option<String> {
-        let circuits: Value = serde_json::from_str(&self.page("/circuits").await).unwrap();
-        let mut circuits = circuits.as_array().unwrap().iter();
-        let here = circuits.find(|circuit| circuit["target"] == instance.to_string().as_str())?;
+        let here = self.circuit_of(instance).await?;
         Some(here["state"].as_str().unwrap().to_owned())
     }
 

@@ -18,8 +18,8 @@
 
 use super::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
 use super::ejections::Ejections;
-use super::machine::Circuit;
 pub use super::machine::{Answer, Outcome, Reason, Refusal, Settings, State, Ticket, Transition};
+use super::machine::{Circuit, MOST_OPENINGS};
 use super::window::Window;
 pub use super::window::{Counts, Millis};
 
@@ -65,6 +65,18 @@ impl Breaker {
             question: AtomicU8::new(question::NONE),
             window: Window::new(workers),
         }
+    }
+
+    /// One that was open before, until then, having opened so often in a row (less one).
+    pub fn open(workers: usize, until: Millis, openings: u8) -> Self {
+        let state = State::Open { until };
+        let circuit = Circuit { state, openings: openings.min(MOST_OPENINGS), ..Circuit::NEW };
+        Self { circuit: AtomicU64::new(circuit.pack()), ..Self::new(workers) }
+    }
+
+    /// How often it opened in a row, less one.
+    pub fn openings(&self) -> u8 {
+        self.circuit().openings
     }
 
     /// What it is in now. An open circuit whose time is over stays open until somebody asks.

@@ -334,7 +334,7 @@ impl Settings {
 
     /// How long the circuit stays open, in milliseconds, after so many failed spells of probing: evenly spread over what
     /// the jitter allows below the cap.
-    pub(super) fn open_for_ms(&self, openings: u8, random: u32) -> u64 {
+    pub fn open_for_ms(&self, openings: u8, random: u32) -> u64 {
         let cap = self.max_timeout_ms as f64;
         let grown = self.timeout_ms as f64 * (f64::from(self.multiplier_milli) / 1000.0).powi(i32::from(openings));
         let middle = grown.min(cap);

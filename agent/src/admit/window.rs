@@ -106,6 +106,24 @@ impl Window {
         }
     }
 
+    /// Counts so many requests that were recorded elsewhere, at that time. Only before any worker records.
+    pub fn put(&mut self, at: Millis, length_ms: u64, total: u64) {
+        let number = self.number(at, length_ms);
+        if let Some(slot) = self.shards.first().and_then(|shard| shard.slot(number)) {
+            let bucket = Bucket::unpack(slot.load(Relaxed)).at(number);
+            slot.store(Bucket { total: (bucket.total + total).min(COUNT_MASK), ..bucket }.pack(), Relaxed);
+        }
+    }
+
+    /// How many were recorded in each bucket that counts, by how long ago it began.
+    pub fn ages(&self, now: Millis, length_ms: u64) -> Vec<(u64, u64)> {
+        let newest = self.number(now, length_ms);
+        let width = (length_ms / BUCKETS).max(1);
+        let into = now.since(Millis(self.origin.load(Relaxed) & TIME_MASK)) % width;
+        let age = |bucket: Bucket| (newest.wrapping_sub(bucket.number) & NUMBER_MASK) * width + into;
+        lately(&self.shards, newest).filter(|bucket| bucket.total > 0).map(|b| (age(b), b.total)).collect()
+    }
+
     /// What all workers recorded in the window that ends at `now`.
     pub fn counts(&self, now: Millis, length_ms: u64) -> Counts {
         let newest = self.number(now, length_ms);

@@ -26,6 +26,9 @@ pub struct Limits {
     pub window_ms: u64,
 }
 
+/// So long ago, in milliseconds, so many.
+pub type Aged = (u64, u64);
+
 /// The budget as workers share it.
 #[derive(Debug)]
 pub struct Budget {
@@ -41,6 +44,43 @@ impl Budget {
         Self { limits, deposits: Window::new(workers), withdrawals: Default::default() }
     }
 
+    /// One that knows of so many requests and retries, by their ages. Later requests and retries of the same window find what these leave.
+    pub fn recalled(limits: Limits, workers: usize, requests: &[Aged], retries: &[Aged], now: Millis) -> Self {
+        let mut budget = Self::new(limits, workers);
+        for (age_ms, count) in requests.iter().filter(|(age_ms, _)| *age_ms < limits.window_ms) {
+            budget.deposits.put(Millis(now.0.saturating_sub(*age_ms)), limits.window_ms, *count);
+        }
+        for (age_ms, count) in retries.iter().filter(|(age_ms, _)| *age_ms <= limits.window_ms) {
+            let number = budget.number(Millis(now.0.saturating_sub(*age_ms)));
+            let slot = &budget.withdrawals[number as usize % SLOTS];
+            let (held, before) = unpack(slot.load(Relaxed));
+            let before = if held == number { before } else { 0 };
+            slot.store(pack(number, before.saturating_add(u32::try_from(*count).unwrap_or(u32::MAX))), Relaxed);
+        }
+        budget
+    }
+
+    /// The requests that count now, by how old they are at most.
+    pub fn requests(&self, now: Millis) -> Vec<Aged> {
+        self.deposits.ages(now, self.limits.window_ms)
+    }
+
+    /// The retries that count now, by how old they are at least.
+    pub fn retries(&self, now: Millis) -> Vec<Aged> {
+        let (newest, width) = (self.number(now), self.width());
+        let buckets = self.withdrawals.iter().map(|slot| unpack(slot.load(Relaxed)));
+        let ages = buckets.map(|(number, count)| (u64::from(newest.wrapping_sub(number)), u64::from(count)));
+        let ages = ages.filter(|(buckets, count)| *buckets <= BUCKETS && *count > 0);
+        // A bucket ends a width after its begin, the newest one has not ended yet.
+        let age = |buckets: u64| (buckets * width + now.0 % width).saturating_sub(width);
+        ages.map(|(buckets, count)| (age(buckets), count)).collect()
+    }
+
+    /// A number that changes with each retry that is taken.
+    pub fn withdrawn_mark(&self) -> u64 {
+        self.withdrawals.iter().map(|slot| slot.load(Relaxed)).fold(0, u64::wrapping_add)
+    }
+
     /// The limits it was made with.
     pub fn limits(&self) -> Limits {
         self.limits
@@ -53,7 +93,7 @@ impl Budget {
 
     /// Takes one retry out of the budget; false if there is none left. Never given back.
     pub fn withdraw(&self, now: Millis) -> bool {
-        let number = (now.0 / (self.limits.window_ms / BUCKETS).max(1)) as u32;
+        let number = self.number(now);
         let slot = &self.withdrawals[number as usize % SLOTS];
         loop {
             // Read before the others: if it is unchanged when it is written, nobody withdrew meanwhile.
@@ -68,6 +108,14 @@ impl Budget {
                 return true;
             }
         }
+    }
+
+    fn number(&self, at: Millis) -> u32 {
+        (at.0 / self.width()) as u32
+    }
+
+    fn width(&self) -> u64 {
+        (self.limits.window_ms / BUCKETS).max(1)
     }
 
     /// Retries that the window which ends with bucket `number` holds, and the bucket before it.
@@ -164,6 +212,64 @@ mod tests {
                 }
             }
         }
+    }
+
+    proptest! {
+        #[test]
+        fn over_a_restart_no_window_holds_more_retries_than_its_budget(
+            limits in limits(), start in 0..1u64 << 40, away in prop_oneof![0..300u64, 0..15_000u64],
+            anew in 86_400_000..1u64 << 40, steps in prop::collection::vec(step(), 1..80),
+        ) {
+            let (ratio, window) = (f64::from(limits.ratio_ppm) / 1e6, limits.window_ms);
+            let floor = f64::from(limits.min_per_second) * window as f64 / 1000.0;
+            let (mut requests, mut retries) = (vec![], vec![]);
+            let mut budget = Budget::new(limits, 3);
+            // `now` goes on over the restart; the agent's own clock begins anew.
+            let (mut now, mut epoch) = (start, 0i64);
+            let half = steps.len() / 2;
+            for (at, step) in steps.into_iter().enumerate() {
+                if at == half {
+                    let own = Millis(now);
+                    let (known, drawn) = (budget.requests(own), budget.retries(own));
+                    now += away;
+                    epoch = i64::try_from(anew).unwrap() - i64::try_from(now).unwrap();
+                    let age = |(age_ms, count): &Aged| (age_ms + away, *count);
+                    let (known, drawn): (Vec<_>, Vec<_>) = (known.iter().map(age).collect(), drawn.iter().map(age).collect());
+                    budget = Budget::recalled(limits, 3, &known, &drawn, Millis(anew));
+                }
+                let own = |now: u64| Millis(now.checked_add_signed(epoch).unwrap());
+                match step {
+                    Step::Wait(milliseconds) => now += milliseconds,
+                    Step::Deposit { worker, count } => for _ in 0..count {
+                        budget.deposit(worker, own(now));
+                        requests.push(now);
+                    },
+                    Step::Withdraw { count } => for _ in 0..count {
+                        if budget.withdraw(own(now)) {
+                            retries.push(now);
+                            let allowed = ratio * lately(&requests, now, window) + floor;
+                            prop_assert!(lately(&retries, now, window) <= allowed + 1e-6);
+                        }
+                    },
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_drawn_before_a_restart_is_drawn_after_it() {
+        let limits = Limits { ratio_ppm: 200_000, min_per_second: 1, window_ms: 10_000 };
+        let before = Budget::new(limits, 2);
+        (0..100).for_each(|_| before.deposit(1, Millis(50_000)));
+        assert_eq!((0..100).filter(|_| before.withdraw(Millis(50_500))).count(), 30);
+        let (requests, retries) = (before.requests(Millis(51_000)), before.retries(Millis(51_000)));
+        let now = Millis(86_400_000);
+        let after = Budget::recalled(limits, 2, &requests, &retries, now);
+        assert!(!after.withdraw(now), "all of it was drawn");
+        (0..5).for_each(|_| after.deposit(0, now));
+        assert!(after.withdraw(now), "and what comes since counts beside what came before");
+        assert!(!after.withdraw(now));
+        assert!(after.withdraw(now.plus(20_000)));
     }
 
     #[test]
