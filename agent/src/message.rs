@@ -513,9 +513,13 @@ mod tests {
             prepare(&mut parts).unwrap();
             assert_eq!(parts.uri, "/x?y=1");
         }
-        let mut parts = parts("GET", "http://a", &[]);
-        prepare(&mut parts).unwrap();
-        assert_eq!((parts.uri.path(), parts.headers[HOST].to_str().unwrap()), ("/", "a"));
+        assert_eq!(reason("GET", "http://a", &[]), Some(Reason::BadRequest), "HTTP/1.1 has a Host");
+        for version in [Version::HTTP_10, Version::HTTP_2] {
+            let mut parts = parts("GET", "http://a", &[]);
+            parts.version = version;
+            prepare(&mut parts).unwrap();
+            assert_eq!((parts.uri.path(), parts.headers[HOST].to_str().unwrap()), ("/", "a"));
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::admit::breaker::{Breaker, Settings, State, Transition};
+use crate::admit::breaker::{Breaker, Reason, Settings, State, Transition};
 use crate::admit::ejections::Ejections;
 use crate::admit::limits::InUse;
 use crate::admit::window::Millis;
@@ -313,9 +313,13 @@ impl Runtime {
         {
             return Arc::clone(&known.breaker);
         }
-        // The window's length is part of its shape; all else can change under a breaker that goes on.
-        let same_shape = known.filter(|k| k.settings.breaker.window_ms == settings.breaker.window_ms);
-        let breaker = match same_shape {
+        // The window's length is part of its shape; all else can change under a breaker that goes on. What no table asks for any more
+        // had no policy, and another policy does not take it up again.
+        let goes_on = |k: &&Arc<KnownCircuit>| {
+            k.settings.breaker.window_ms == settings.breaker.window_ms
+                && (k.settings.name == settings.name || Arc::strong_count(&k.breaker) > 1)
+        };
+        let breaker = match known.as_ref().filter(goes_on) {
             Some(known) => {
                 known.breaker.shorten(&settings.breaker, self.millis(clock::now()));
                 Arc::clone(&known.breaker)
@@ -328,14 +332,20 @@ impl Runtime {
                 )
             }
         };
-        let known = KnownCircuit {
+        let circuit = KnownCircuit {
             service: service.clone(),
             target: target.to_owned(),
             breaker: Arc::clone(&breaker),
             settings: Arc::clone(settings),
             held: self.held(settings),
         };
-        kept.breakers.insert(key, Entry { value: Arc::new(known), unused_since: None });
+        let circuit = Arc::new(circuit);
+        let was = known.filter(|k| !Arc::ptr_eq(&k.breaker, &breaker)).map(|k| k.breaker.state());
+        if let Some(from) = was.filter(|from| *from != State::Closed) {
+            let transition = Transition { from, to: State::Closed, reason: Reason::BegunAnew };
+            kept.changes.push((Arc::clone(&circuit), transition));
+        }
+        kept.breakers.insert(key, Entry { value: circuit, unused_since: None });
         breaker
     }
 

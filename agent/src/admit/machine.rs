@@ -194,6 +194,8 @@ pub enum Reason {
     ProbeTime,
     /// More were out than may be, since there are fewer instances or the policy lets fewer be out.
     TooManyOut,
+    /// It is governed by a policy of another window, or had none for a while.
+    BegunAnew,
 }
 
 impl fmt::Display for Reason {
@@ -208,6 +210,7 @@ impl fmt::Display for Reason {
             Self::ProbesSucceeded => f.write_str("the probes succeeded"),
             Self::ProbeTime => f.write_str("time to probe"),
             Self::TooManyOut => f.write_str("more were out than may be"),
+            Self::BegunAnew => f.write_str("its policy has another window, or is another one"),
         }
     }
 }

@@ -93,6 +93,37 @@ fn the_instances_of_a_policys_target_are_one_set_whichever_way_requests_come() {
 }
 
 #[test]
+fn a_circuit_goes_on_under_another_policy_unless_it_had_none_in_between() {
+    let mut resources = Resources::default();
+    let mut of = |name: &str, window_ms: u64| {
+        let policy =
+            v1::CircuitPolicy { name: name.into(), window_ms, max_ejection_ppm: Some(1_000_000), ..policy("", None) };
+        let circuits = if name.is_empty() { Vec::new() } else { vec![policy] };
+        resources.put(routes_of("shop", "a", v1::ServiceRoutes { circuits, ..v1::ServiceRoutes::default() }));
+        resources.put(instances("shop", "a", &[("10.0.0.1", 1, "v1")]));
+        resources.clone()
+    };
+    let runtime = Runtime::new(1);
+    let is_out =
+        |table: &Table| instances_of(table, 0, None, 0)[0].circuit.as_ref().map(|c| c.breaker.state() != State::Closed);
+    let first = table(&of("shop/one", 10_000), &Table::default(), &runtime);
+    assert!(fails(&instances_of(&first, 0, None, 0)[0]));
+    let second = table(&of("shop/two", 10_000), &first, &runtime);
+    drop(first);
+    assert_eq!((is_out(&second), runtime.take_changes().len()), (Some(true), 0), "the one took over from the other");
+    let without = table(&of("", 0), &second, &runtime);
+    drop(second);
+    assert_eq!(is_out(&without), None);
+    let third = table(&of("shop/three", 10_000), &without, &runtime);
+    assert_eq!((is_out(&third), runtime.take_changes().len()), (Some(false), 1), "it knows nothing of what was");
+    assert!(fails(&instances_of(&third, 0, None, 0)[0]));
+    let other_window = table(&of("shop/three", 20_000), &third, &runtime);
+    let changes = runtime.take_changes();
+    assert_eq!((is_out(&other_window), changes.len()), (Some(false), 1));
+    assert_eq!(changes[0].1.to, State::Closed);
+}
+
+#[test]
 fn ports_are_sets_of_their_own_unless_the_same_addresses_serve_them() {
     let port = |port, name: &str| v1::ServicePort { port, name: name.into(), protocol: v1::Protocol::Http1.into() };
     let ports = vec![port(80, "http"), port(81, "same"), port(90, "other")];
