@@ -114,8 +114,9 @@ impl Budget {
         (at.0 / self.width()) as u32
     }
 
+    /// Rounded up: the buckets that count together are no shorter than the window.
     fn width(&self) -> u64 {
-        (self.limits.window_ms / BUCKETS).max(1)
+        self.limits.window_ms.div_ceil(BUCKETS).max(1)
     }
 
     /// Retries that the window which ends with bucket `number` holds, and the bucket before it.
