@@ -1,17 +1,12 @@
 //! What this build accepts but does not act on yet, as one list that is to become empty. An object that uses any of it is
 //! taken, with a warning: silence would be worse than a refusal.
 
-use crate::circuit_policy::CircuitPolicySpec;
 use crate::findings::{Finding, Reason};
 use crate::retry_policy::RetryPolicySpec;
 
 use super::Report;
 
 const YET: &str = "is accepted, but this build does not act on it yet";
-
-pub(super) fn circuit_policy(spec: &CircuitPolicySpec, report: &mut Report) {
-    report.fields(&[("spec.healthCheck", spec.health_check.is_some())]);
-}
 
 pub(super) fn retry_policy(spec: &RetryPolicySpec, report: &mut Report) {
     report.fields(&[("spec.hedge", spec.hedge.is_some())]);

@@ -102,13 +102,11 @@ fn times_that_contradict_one_another_are_refused() {
         circuit(json!({"healthCheck": {"tcp": {}, "interval": "2s", "timeout": "3s"}})),
         expect![[r#"
             Error Invalid spec.healthCheck.timeout: 3s for a check is longer than 2s between two (healthCheck.interval)
-            Warning NotEnforced spec.healthCheck: is accepted, but this build does not act on it yet
         "#]],
     );
     check::<CircuitPolicy>(
         circuit(json!({"healthCheck": {"tcp": {}, "interval": "500ms"}})),
         expect![[r#"
-            Warning NotEnforced spec.healthCheck: is accepted, but this build does not act on it yet
         "#]],
     );
     check::<CircuitPolicy>(
@@ -371,7 +369,6 @@ fn what_is_not_acted_on_yet_is_said() {
             "override": "ForceOpen", "maxEjectionPercent": "100%",
         })),
         expect![[r#"
-            Warning NotEnforced spec.healthCheck: is accepted, but this build does not act on it yet
         "#]],
     );
     check::<CircuitPolicy>(circuit(json!({})), expect![[""]]);
