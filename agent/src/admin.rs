@@ -182,6 +182,7 @@ async fn circuits(State(admin): State<Admin>) -> Response {
             };
             let unix = |ms: u64| wall.saturating_add(i64::try_from(ms).unwrap_or(i64::MAX));
             let limit = held.and_then(|held| held.until).map(|until| unix(until.since(now)));
+            let checks = admin.shared.checks.of(&circuit.service.to_string(), &circuit.target);
             json!({
                 "service": circuit.service.to_string(),
                 "target": circuit.target,
@@ -192,6 +193,12 @@ async fn circuits(State(admin): State<Admin>) -> Response {
                 "keptIn": held.is_none() && circuit.breaker.is_kept_in(),
                 "reason": latest.as_ref().map(|l| l.reason.clone()),
                 "sinceUnixMs": latest.as_ref().map(|l| l.since_ms),
+                "healthCheck": checks.map(|checks| json!({
+                    "unhealthy": circuit.breaker.is_unhealthy(),
+                    "good": checks.good,
+                    "failed": checks.failed,
+                    "lastFailure": checks.last_failure,
+                })),
                 "probesInMs": until,
                 "probesAtUnixMs": until.map(unix),
                 "window": {"requests": counts.total, "failed": counts.failed, "slow": counts.slow},

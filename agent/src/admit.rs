@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::body::Coming;
 use crate::clock;
 use crate::runtime::Told;
-use crate::table::{At, Circuit, Outcome};
+use crate::table::{At, Circuit, Instance, Outcome};
 use crate::worker::{TableRef, Worker};
 
 /// What is shared between threads; the model check (`agent/tests/model.rs`) has its own in their place.
@@ -28,7 +28,7 @@ pub mod machine;
 /// Counting over a sliding window.
 pub mod window;
 
-use breaker::{Answer, Moment, State, Ticket};
+use breaker::{Answer, Moment, Refusal, State, Ticket};
 use limits::{Bound, Slot};
 
 /// The right to ask one instance once.
@@ -70,13 +70,17 @@ pub enum Barred {
 }
 
 /// How an instance stands.
-pub fn standing(circuit: Option<&Circuit>, now: window::Millis) -> Standing {
-    let Some(circuit) = circuit else { return Standing::Well };
+pub fn standing(instance: &Instance, now: window::Millis) -> Standing {
+    let Some(circuit) = &instance.circuit else { return Standing::Well };
     if let Some(held) = circuit.held(now) {
         return if held.open { Standing::Out } else { Standing::Well };
     }
+    if instance.is_unhealthy() {
+        return Standing::Out;
+    }
     match circuit.breaker.state() {
         State::Closed => Standing::Well,
+        State::Unhealthy { .. } => Standing::Out,
         State::Open { until } if until > now => Standing::Out,
         State::HalfOpen { in_flight, .. } if u32::from(in_flight) >= circuit.settings.breaker.half_open_requests => {
             Standing::Out
@@ -110,6 +114,8 @@ fn ask(worker: &Worker, circuit: &Circuit, now: window::Millis) -> Result<Option
             }
             Ok(Some(ticket))
         }
+        // Nobody knows when it is well.
+        Answer::Refuse { why: Refusal::Unhealthy, .. } => Err(Barred::Circuit(None)),
         Answer::Refuse { until, .. } => Err(Barred::Circuit(Some(Duration::from_millis(until.since(now))))),
     }
 }
@@ -122,6 +128,9 @@ pub fn instance(worker: &Rc<Worker>, table: &TableRef, at: At, now: Instant) -> 
     let instance = table.instance(at);
     let (mut slot, mut ticket) = (None, None);
     if let Some(circuit) = &instance.circuit {
+        if instance.is_unhealthy() && circuit.held(worker.millis(now)).is_none() {
+            return Err(Barred::Circuit(None));
+        }
         slot = circuit.take(Bound::Requests, worker.index).map_err(Barred::Overloaded)?;
         ticket = ask(worker, circuit, worker.millis(now))?;
     }

@@ -216,7 +216,7 @@ fn draw_among(worker: &Worker, shares: &Shares, may: impl Fn(usize) -> bool) -> 
 /// The instance that a copy of a request goes to. One that is due for a probe is left to requests that somebody waits for.
 pub fn for_copy<'t>(worker: &Worker, instances: &'t PortInstances, now: Instant) -> Option<&'t Arc<Instance>> {
     let millis = worker.millis(now);
-    let unwell = |at: usize| admit::standing(instances.ready[at].circuit.as_ref(), millis) != Standing::Well;
+    let unwell = |at: usize| admit::standing(&instances.ready[at], millis) != Standing::Well;
     let position = if instances.ready.is_empty() { None } else { two_choices(worker, instances, unwell, now) };
     position.map(|position| &instances.ready[position])
 }
@@ -249,7 +249,7 @@ fn two_choices(
         if avoid(position) {
             continue;
         }
-        match admit::standing(ready[position].circuit.as_ref(), millis) {
+        match admit::standing(&ready[position], millis) {
             Standing::Out => {}
             Standing::Due => return Some(position),
             Standing::Well => {

@@ -437,7 +437,7 @@ fn place(
                     .filter(|c| c.held(now).is_some())
                     .and_then(|c| c.settings.hold.as_ref().map(ToString::to_string)),
                 kept_in: instance.circuit.as_ref().is_some_and(|c| c.held(now).is_none() && c.breaker.is_kept_in()),
-                available: admit::standing(instance.circuit.as_ref(), now) != Standing::Out,
+                available: admit::standing(instance, now) != Standing::Out,
             })
             .collect(),
     }

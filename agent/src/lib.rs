@@ -13,6 +13,8 @@ pub mod admit;
 pub mod body;
 /// Connections that are not HTTP.
 pub mod carry;
+/// Checks of instances beside the traffic.
+pub mod check;
 /// Which destination and instance.
 pub mod choose;
 /// How a try went.

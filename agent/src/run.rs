@@ -1,5 +1,5 @@
 //! The agent as a whole: one thread per worker for the traffic, so that nothing but traffic runs where traffic runs; one for what is
-//! remembered over a restart, which waits for the disk; and one for everything else (the controller's stream, the admin endpoints).
+//! remembered over a restart, which waits for the disk; one for health checks, whose times nothing else is to lengthen; and one for everything else (the controller's stream, the admin endpoints).
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -13,6 +13,7 @@ use tokio::runtime::LocalOptions;
 use tokio::sync::watch;
 
 use crate::admin::{self, Admin};
+use crate::check::{self, Checks};
 use crate::intercept::{self, Interception, Place, Pulse};
 use crate::listen;
 use crate::record::metrics::Retries;
@@ -89,6 +90,8 @@ pub fn start(options: Options) -> Result<Running> {
     let shared = Arc::new(Shared {
         table: Arc::new(ArcSwap::from_pointee(Table::default())),
         transitions: Transitions::default(),
+        checks: Checks::default(),
+        swapped: tokio::sync::Notify::new(),
         unrouted: Retries::new(workers),
         unknown: runtime.series("", "", "", ""),
         runtime,
@@ -144,6 +147,9 @@ pub fn start(options: Options) -> Result<Running> {
         })
     });
     let writer = writer.transpose()?;
+    let (checked, stop_checks) = (Arc::clone(&shared), stopped.clone());
+    let checks = std::thread::Builder::new().name("checks".to_owned());
+    threads.push(checks.spawn(move || block_on(check::run(checked, stop_checks)))?);
     let (controller, mut stopped) = (options.controller, stopped);
     let control = std::thread::Builder::new().name("control".to_owned()).spawn(move || {
         let held = Arc::clone(&shared);

@@ -63,7 +63,7 @@ struct Recalled {
 #[derive(Debug)]
 struct RecalledCircuit {
     window_ms: u64,
-    until: Millis,
+    state: State,
     openings: u8,
 }
 
@@ -321,7 +321,13 @@ impl Runtime {
         };
         let breaker = match known.as_ref().filter(goes_on) {
             Some(known) => {
-                known.breaker.shorten(&settings.breaker, self.millis(clock::now()));
+                let now = self.millis(clock::now());
+                known.breaker.shorten(&settings.breaker, now);
+                if settings.health_check.is_none() {
+                    // Its set makes room when it is put together, which follows.
+                    let change = known.breaker.checks_good(&settings.breaker, Reason::Unchecked, now, None);
+                    kept.changes.extend(change.map(|change| (Arc::clone(&known), change)));
+                }
                 Arc::clone(&known.breaker)
             }
             None => {
@@ -351,9 +357,15 @@ impl Runtime {
 
     /// A circuit as it was before the agent started. It stays open no longer than its policy can ask for now.
     fn reopened(&self, recalled: &RecalledCircuit, settings: &CircuitSettings) -> Breaker {
+        let now = self.millis(clock::now());
         let longest = settings.breaker.open_for_ms(recalled.openings, u32::MAX);
-        let until = recalled.until.min(self.millis(clock::now()).plus(longest));
-        Breaker::open(self.workers, until, recalled.openings)
+        let state = match recalled.state {
+            State::Open { until } => State::Open { until: until.min(now.plus(longest)) },
+            State::Unhealthy { opened: true } if settings.health_check.is_none() => State::Open { until: now },
+            State::Unhealthy { opened: false } if settings.health_check.is_none() => State::Closed,
+            state => state,
+        };
+        Breaker::recalled(self.workers, state, recalled.openings)
     }
 
     /// Takes over what was known before the agent started, as it is now. What is of another policy by the time a table asks for it is
@@ -362,9 +374,12 @@ impl Runtime {
         let now = self.millis(clock::now());
         let circuits = known.circuits.into_iter().map(|circuit| {
             let openings = u8::try_from(circuit.openings).unwrap_or(u8::MAX);
-            let until = now.plus(circuit.left_ms);
+            let state = match circuit.unhealthy {
+                true => State::Unhealthy { opened: circuit.opened },
+                false => State::Open { until: now.plus(circuit.left_ms) },
+            };
             let service = ServiceKey { namespace: circuit.namespace, name: circuit.service };
-            ((service, circuit.target), RecalledCircuit { window_ms: circuit.window_ms, until, openings })
+            ((service, circuit.target), RecalledCircuit { window_ms: circuit.window_ms, state, openings })
         });
         let budgets = known.budgets.into_iter().map(|budget| {
             let service = ServiceKey { namespace: budget.namespace.clone(), name: budget.service.clone() };
@@ -379,26 +394,30 @@ impl Runtime {
     pub fn remembered(&self) -> Remembered {
         let kept = self.kept();
         let now = self.millis(clock::now());
-        let circuit =
-            |(service, target): &(ServiceKey, String), window_ms, until: Millis, openings: u8| remembered::Circuit {
+        let circuit = |(service, target): &(ServiceKey, String), window_ms, state, openings: u8| {
+            let left_ms = match state {
+                State::Closed => return None,
+                State::Open { until } => until.since(now),
+                State::HalfOpen { .. } | State::Unhealthy { .. } => 0,
+            };
+            Some(remembered::Circuit {
                 namespace: service.namespace.clone(),
                 service: service.name.clone(),
                 target: target.clone(),
                 window_ms,
-                left_ms: until.since(now),
+                left_ms,
                 openings: u32::from(openings),
+                unhealthy: matches!(state, State::Unhealthy { .. }),
+                opened: state == State::Unhealthy { opened: true },
                 ..remembered::Circuit::default()
-            };
+            })
+        };
         let known = kept.breakers.iter().filter_map(|(key, entry)| {
-            let until = match entry.value.breaker.state() {
-                State::Closed => return None,
-                State::Open { until } => until,
-                State::HalfOpen { .. } => now,
-            };
-            let window_ms = entry.value.settings.breaker.window_ms;
-            Some(circuit(key, window_ms, until, entry.value.breaker.openings()))
+            let (breaker, window_ms) = (&entry.value.breaker, entry.value.settings.breaker.window_ms);
+            circuit(key, window_ms, breaker.state(), breaker.openings())
         });
-        let recalled = kept.recalled.circuits.iter().map(|(key, r)| circuit(key, r.window_ms, r.until, r.openings));
+        let recalled = kept.recalled.circuits.iter();
+        let recalled = recalled.filter_map(|(key, known)| circuit(key, known.window_ms, known.state, known.openings));
         let counted =
             |aged: Vec<Aged>| aged.into_iter().map(|(age_ms, count)| remembered::Counted { age_ms, count }).collect();
         let budgets = kept.budgets.iter().filter_map(|((service, policy), entry)| {

@@ -100,6 +100,7 @@ impl Subscription {
         }
         self.shared.tell_held();
         self.link.ready.store(true, Relaxed);
+        self.shared.swapped.notify_one();
         if let Some(keeper) = &self.keeper {
             // An error means that the agent is ending.
             let _ = keeper.send(intercept::Event::Swapped);

@@ -34,9 +34,9 @@ mod filters;
 mod policy;
 
 pub use addresses::{Addresses, Captured, Workload};
-pub use destination::{Circuit, Destination, Instance, PortInstances};
+pub use destination::{Checked, Circuit, Destination, Instance, PortInstances};
 pub use filters::{Filters, Mirror, check as check_filters};
-pub use policy::{CircuitSettings, Conditions, Held, Hold, Outcome, RetrySettings};
+pub use policy::{Check, CircuitSettings, Conditions, HealthCheck, Held, Hold, Outcome, RetrySettings};
 
 /// Names a Service.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -104,6 +104,8 @@ pub struct Service {
     pub rules: Vec<Rule>,
     /// What holds when no rule matches: all ready instances take part.
     pub default_rule: Rule,
+    /// Its instances that are checked, on each port where they serve by an address of their own.
+    pub checked: Vec<Checked>,
     /// Retry budget and counters, which outlive this table.
     pub runtime: Arc<ServiceRuntime>,
     /// The addresses by which callers in its cluster connect to it.

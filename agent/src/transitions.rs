@@ -49,7 +49,7 @@ impl Default for Transitions {
 pub fn word(state: State) -> &'static str {
     match state {
         State::Closed => "closed",
-        State::Open { .. } => "open",
+        State::Open { .. } | State::Unhealthy { .. } => "open",
         State::HalfOpen { .. } => "half-open",
     }
 }

@@ -13,6 +13,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use crate::admit::window::Millis;
+use crate::check::Checks;
 use crate::clock;
 use crate::forward::Source;
 use crate::forward::pool::Pool;
@@ -34,6 +35,10 @@ pub struct Shared {
     pub runtime: Runtime,
     /// Changes of circuits, for logs, counters and the controller.
     pub transitions: Transitions,
+    /// What came of health checks.
+    pub checks: Checks,
+    /// Told when another table is in force.
+    pub swapped: tokio::sync::Notify,
     /// Refusals of requests that belong to no Service.
     pub unrouted: Retries,
     /// Connections to addresses that no Service has.

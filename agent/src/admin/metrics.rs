@@ -153,7 +153,7 @@ impl Collector {
             let value = match (circuit.held(now), circuit.breaker.state()) {
                 (Some(held), _) => i64::from(held.open),
                 (None, State::Closed) => 0,
-                (None, State::Open { .. }) => 1,
+                (None, State::Open { .. } | State::Unhealthy { .. }) => 1,
                 (None, State::HalfOpen { .. }) => 2,
             };
             let labels: Labels<'_, 3> = [("service", service), ("target", target), ("policy", policy)];
@@ -170,6 +170,16 @@ impl Collector {
         for (circuit, (service, target, policy)) in all.iter().zip(&named) {
             let labels: Labels<'_, 3> = [("service", service), ("target", target), ("policy", policy)];
             gauge(&mut metric, &labels, i64::from(circuit.breaker.is_kept_in()))?;
+        }
+        let help = "Health checks of an instance.";
+        let mut metric = encoder.encode_descriptor("switchyard_health_checks", help, None, MetricType::Counter)?;
+        for (service, target, policy) in &named {
+            let Some(checks) = self.0.shared.checks.of(service, target) else { continue };
+            for (outcome, count) in [("good", checks.good), ("failed", checks.failed)] {
+                let labels: Labels<'_, 4> =
+                    [("service", service), ("target", target), ("policy", policy), ("outcome", outcome)];
+                counter(&mut metric, &labels, count)?;
+            }
         }
         let help = "Changes of a circuit, by the state it changed to.";
         let name = "switchyard_circuit_transitions";

@@ -16,7 +16,9 @@
 //! - it does what a plain model does (`the_breaker_does_what_a_plain_model_does`);
 //! - all of this whatever the order in which threads come and memory becomes visible: `agent/tests/model.rs` goes through them all.
 
-use super::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
+use super::atomic::{
+    AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release,
+};
 use super::ejections::Ejections;
 pub use super::machine::{Answer, Outcome, Reason, Refusal, Settings, State, Ticket, Transition};
 use super::machine::{Circuit, MOST_OPENINGS};
@@ -53,6 +55,8 @@ pub struct Breaker {
     row: AtomicU32,
     /// One of the [`question`]s.
     question: AtomicU8,
+    /// Health checks fail, whether or not that takes it out.
+    unhealthy: AtomicBool,
     window: Window,
 }
 
@@ -63,15 +67,16 @@ impl Breaker {
             circuit: AtomicU64::new(Circuit::NEW.pack()),
             row: AtomicU32::new(0),
             question: AtomicU8::new(question::NONE),
+            unhealthy: AtomicBool::new(false),
             window: Window::new(workers),
         }
     }
 
-    /// One that was open before, until then, having opened so often in a row (less one).
-    pub fn open(workers: usize, until: Millis, openings: u8) -> Self {
-        let state = State::Open { until };
+    /// One that was in this state before, having opened so often in a row (less one).
+    pub fn recalled(workers: usize, state: State, openings: u8) -> Self {
         let circuit = Circuit { state, openings: openings.min(MOST_OPENINGS), ..Circuit::NEW };
-        Self { circuit: AtomicU64::new(circuit.pack()), ..Self::new(workers) }
+        let unhealthy = AtomicBool::new(matches!(state, State::Unhealthy { .. }));
+        Self { circuit: AtomicU64::new(circuit.pack()), unhealthy, ..Self::new(workers) }
     }
 
     /// How often it opened in a row, less one.
@@ -91,7 +96,59 @@ impl Breaker {
 
     /// Whether it would be open if it might: too many others are out.
     pub fn is_kept_in(&self) -> bool {
-        self.question.load(Relaxed) == question::KEPT_IN && self.state() == State::Closed
+        self.would_be_out() && self.state() == State::Closed
+    }
+
+    fn would_be_out(&self) -> bool {
+        self.question.load(Relaxed) == question::KEPT_IN || self.unhealthy.load(Relaxed)
+    }
+
+    /// Whether health checks fail.
+    pub fn is_unhealthy(&self) -> bool {
+        self.unhealthy.load(Relaxed)
+    }
+
+    /// So many health checks have failed in a row, enough to take it out, if there is room.
+    pub fn checks_failed(&self, checks: u32, ejections: Option<&Ejections>) -> Option<Transition> {
+        self.unhealthy.store(true, Relaxed);
+        loop {
+            let before = self.circuit();
+            let after = before.unhealthy()?;
+            let reason = Reason::ChecksFailed(checks);
+            let change =
+                || self.swap(before, after).then_some(Transition { from: before.state, to: after.state, reason });
+            let changed = match ejections.filter(|_| before.state == State::Closed) {
+                None => change(),
+                // Where there is no room it stays in, and is judged again by the next check.
+                Some(ejections) => ejections.take(change)?,
+            };
+            if changed.is_some() {
+                return changed;
+            }
+        }
+    }
+
+    /// Health checks are good, or (`Reason::Unchecked`) are made no more.
+    pub fn checks_good(
+        &self,
+        settings: &Settings,
+        reason: Reason,
+        now: Millis,
+        ejections: Option<&Ejections>,
+    ) -> Option<Transition> {
+        self.unhealthy.store(false, Relaxed);
+        loop {
+            let before = self.circuit();
+            let after = before.healthy(now)?;
+            if after.state == State::Closed {
+                // Nobody records while nothing passes, so this is safe before the change.
+                self.start_afresh(settings, now);
+            }
+            if self.swap(before, after) {
+                ejections.filter(|_| after.state == State::Closed).into_iter().for_each(Ejections::room);
+                return Some(Transition { from: before.state, to: after.state, reason });
+            }
+        }
     }
 
     /// May a request be sent? The caller of an admitted one calls [`Breaker::record`] once, whatever becomes of it.
@@ -100,7 +157,7 @@ impl Breaker {
             let before = self.circuit();
             let (after, answer) = before.ask(settings, now);
             if let Answer::Admit(ticket) = answer {
-                let kept_in = self.question.load(Relaxed) == question::KEPT_IN;
+                let kept_in = self.would_be_out();
                 return Answer::Admit(Ticket { kept_in, ..ticket });
             }
             if after == before || self.swap(before, after) {

@@ -126,6 +126,8 @@ fn probed_at(breaker: &Breaker, at: usize) -> Option<(Millis, usize)> {
     match breaker.state() {
         State::Closed => None,
         State::HalfOpen { .. } => Some((Millis(0), at)),
+        // Nothing is hoped of it.
+        State::Unhealthy { .. } => Some((Millis(u64::MAX), at)),
         State::Open { until } => Some((until, at)),
     }
 }

@@ -4,6 +4,9 @@
 //! Closed, everything passes. Enough failures open it, in a row or as a share of the window, or enough slow replies, and nothing passes.
 //! After a while it is half-open: a few probes pass, and their results close it or open it again for longer. A probe that is slow, where
 //! slow calls count, opens it again as one that failed does: closed on the very evidence that opened it, it would only open once more.
+//!
+//! Health checks are evidence of their own: when they fail nothing passes, and when they are good again it is closed, or, if the traffic
+//! had opened it, probes begin.
 
 use std::fmt;
 
@@ -59,6 +62,11 @@ pub enum State {
         /// Probes that succeeded.
         successes: u8,
     },
+    /// Nothing passes, until health checks are good.
+    Unhealthy {
+        /// The traffic had opened it, and it is for probes to close it.
+        opened: bool,
+    },
 }
 
 impl fmt::Display for State {
@@ -67,6 +75,7 @@ impl fmt::Display for State {
             Self::Closed => "closed",
             Self::Open { .. } => "open",
             Self::HalfOpen { .. } => "half-open",
+            Self::Unhealthy { .. } => "unhealthy",
         })
     }
 }
@@ -94,6 +103,8 @@ pub enum Refusal {
     Open,
     /// The circuit is half-open, and all its probes are under way.
     ProbesTaken,
+    /// Health checks fail; when they will be good, nobody knows.
+    Unhealthy,
 }
 
 impl fmt::Display for Refusal {
@@ -101,6 +112,7 @@ impl fmt::Display for Refusal {
         f.write_str(match self {
             Self::Open => "the circuit is open",
             Self::ProbesTaken => "the circuit is half-open and its probes are under way",
+            Self::Unhealthy => "health checks fail",
         })
     }
 }
@@ -196,6 +208,12 @@ pub enum Reason {
     TooManyOut,
     /// It is governed by a policy of another window, or had none for a while.
     BegunAnew,
+    /// So many health checks failed in a row.
+    ChecksFailed(u32),
+    /// Enough health checks were good.
+    ChecksGood,
+    /// Its policy asks for no health checks any more.
+    Unchecked,
 }
 
 impl fmt::Display for Reason {
@@ -211,6 +229,10 @@ impl fmt::Display for Reason {
             Self::ProbeTime => f.write_str("time to probe"),
             Self::TooManyOut => f.write_str("more were out than may be"),
             Self::BegunAnew => f.write_str("its policy has another window, or is another one"),
+            Self::ChecksFailed(1) => f.write_str("health-check: 1 failed"),
+            Self::ChecksFailed(checks) => write!(f, "health-check: {checks} failed in a row"),
+            Self::ChecksGood => f.write_str("health-check: it is good again"),
+            Self::Unchecked => f.write_str("health-check: none is made any more"),
         }
     }
 }
@@ -245,6 +267,7 @@ impl Circuit {
                 (half_open(in_flight + 1, successes), Answer::Probe(ticket))
             }
             State::HalfOpen { .. } => (self, Answer::Refuse { until: now, why: Refusal::ProbesTaken }),
+            State::Unhealthy { .. } => (self, Answer::Refuse { until: now, why: Refusal::Unhealthy }),
         }
     }
 
@@ -287,6 +310,26 @@ impl Circuit {
         Self { state: State::Closed, openings: 0, generation: self.next_generation() }
     }
 
+    /// Health checks have failed; `None`: that is known.
+    pub(super) fn unhealthy(self) -> Option<Self> {
+        let opened = match self.state {
+            State::Unhealthy { .. } => return None,
+            state => state != State::Closed,
+        };
+        Some(Self { state: State::Unhealthy { opened }, generation: self.next_generation(), ..self })
+    }
+
+    /// Health checks are good; `None`: they were. What the traffic had found is for probes to find well, which may begin.
+    pub(super) fn healthy(self, now: Millis) -> Option<Self> {
+        match self.state {
+            State::Unhealthy { opened: false } => Some(self.closed()),
+            State::Unhealthy { opened: true } => {
+                Some(Self { state: State::Open { until: now }, generation: self.next_generation(), ..self })
+            }
+            _ => None,
+        }
+    }
+
     fn next_generation(self) -> u16 {
         self.generation.wrapping_add(1) & ((1 << Self::GENERATION_BITS) - 1)
     }
@@ -298,6 +341,7 @@ impl Circuit {
             State::HalfOpen { in_flight, successes } => {
                 (2, u64::from(in_flight) | u64::from(successes) << Self::PROBE_BITS)
             }
+            State::Unhealthy { opened } => (3, u64::from(opened)),
         };
         let head = (tag << Self::GENERATION_BITS | u64::from(self.generation)) << Self::OPENINGS_BITS;
         (head | u64::from(self.openings)) << Self::PAYLOAD_BITS | payload
@@ -311,6 +355,7 @@ impl Circuit {
         let state = match word >> (Self::PAYLOAD_BITS + Self::OPENINGS_BITS + Self::GENERATION_BITS) {
             0 => State::Closed,
             1 => State::Open { until: Millis(payload) },
+            3 => State::Unhealthy { opened: payload & 1 == 1 },
             _ => State::HalfOpen {
                 in_flight: low(payload, Self::PROBE_BITS) as u8,
                 successes: low(payload >> Self::PROBE_BITS, Self::PROBE_BITS) as u8,

@@ -50,6 +50,12 @@ pub struct Circuit {
     /// When, in milliseconds since 1970.
     #[prost(int64, tag = "8")]
     pub since_unix_ms: i64,
+    /// Health checks take it out.
+    #[prost(bool, tag = "9")]
+    pub unhealthy: bool,
+    /// And the traffic had opened it before.
+    #[prost(bool, tag = "10")]
+    pub opened: bool,
 }
 
 /// The budget of a retry policy.

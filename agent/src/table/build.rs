@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use switchyard_proto::v1;
 
-use super::destination::{Circuit, Destination, Instance, PortInstances};
+use super::destination::{Checked, Circuit, Destination, Instance, PortInstances};
 use super::policy::{CircuitSettings, RetrySettings, budget_limits, limit};
 use super::{Filters, Port, Rule, Service, ServiceKey, Shares, resource_key};
 use crate::admit::ejections::Ejections;
@@ -70,6 +70,7 @@ pub(super) fn service(resources: &Resources, key: &ServiceKey, fingerprint: Vec<
             }],
             ..v1::Rule::default()
         }),
+        checked: builder.checked(&builder.policies(key)),
         runtime: runtime.service(key),
         key: key.clone(),
         label: Arc::clone(&label),
@@ -215,6 +216,7 @@ impl Builder<'_> {
 
     /// The set of circuits that each instance's is one of, by its address: those of one target of a policy on one port, of which only some
     /// may be out. A port by which the same addresses serve as by an earlier one makes no other set.
+    /// Those that are checked have one of their own also where a policy has them share the circuit that the traffic opens.
     fn ejections(&self, target: &ServiceKey, policies: &Policies) -> HashMap<SocketAddr, Arc<Ejections>> {
         let (declared, instances) = self.of_service(target);
         let mut sets: BTreeMap<(usize, u32), BTreeMap<SocketAddr, Member>> = BTreeMap::new();
@@ -224,7 +226,8 @@ impl Builder<'_> {
                 let policy = policies.position(instance);
                 let Some((at, address)) = policy.zip(address_of(instance, port.port)) else { continue };
                 let settings = &policies.all[at].settings;
-                if !settings.whole_destination && seen.insert(address) {
+                let has_own = !settings.whole_destination || settings.health_check.is_some();
+                if has_own && seen.insert(address) {
                     let name = address.to_string();
                     let breaker = self.runtime.breaker(target, &name, settings);
                     sets.entry((at, port.port)).or_default().insert(address, (name, breaker, Arc::clone(settings)));
@@ -241,6 +244,26 @@ impl Builder<'_> {
             of_address.extend(addresses.into_iter().map(|address| (address, Arc::clone(&ejections))));
         }
         of_address
+    }
+
+    /// The instances that are checked, each address once.
+    fn checked(&self, policies: &Policies) -> Vec<Checked> {
+        let (declared, instances) = self.of_service(self.key);
+        let mut seen = BTreeSet::new();
+        let mut checked = Vec::new();
+        for port in declared {
+            for instance in instances.iter().filter(|i| is_ready(i)) {
+                let policy = policies.position(instance).map(|at| &policies.all[at]);
+                let Some((policy, address)) = policy.zip(address_of(instance, port.port)) else { continue };
+                let Some(check) = policy.settings.health_check.clone().filter(|_| seen.insert(address)) else {
+                    continue;
+                };
+                let ejections = policies.ejections.get(&address).cloned();
+                let circuit = self.circuit(self.key, &address.to_string(), policy, ejections);
+                checked.push(Checked { address, protocol: port.protocol(), check, circuit });
+            }
+        }
+        checked
     }
 
     /// A Service's ports and instances.
@@ -295,6 +318,8 @@ impl Builder<'_> {
                         self.circuit(target, &address.to_string(), policy, policies.ejections.get(&address).cloned())
                     }
                 });
+                let shares = policy.filter(|p| p.settings.whole_destination && p.settings.health_check.is_some());
+                let checked = shares.map(|p| self.runtime.breaker(target, &address.to_string(), &p.settings));
                 let attached = self.routes.retries.iter().zip(&self.retries);
                 let attached = attached.filter(|(policy, _)| is_target(policy.target.as_ref(), instance));
                 let retry = named.into_iter().chain(attached.map(|(_, settings)| settings)).next().cloned();
@@ -304,6 +329,7 @@ impl Builder<'_> {
                     version: instance.version.as_str().into(),
                     name: instance.name.as_str().into(),
                     circuit,
+                    checked,
                     retry,
                     load: self.runtime.load(target, address),
                 }))

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use switchyard_proto::v1;
 
 use super::Filters;
-use super::policy::{CircuitSettings, Held, RetrySettings};
-use crate::admit::breaker::Breaker;
+use super::policy::{CircuitSettings, HealthCheck, Held, RetrySettings};
+use crate::admit::breaker::{Breaker, State};
 use crate::admit::ejections::Ejections;
 use crate::admit::limits::{Bound, InUse, Slot};
 use crate::admit::window::Millis;
@@ -73,10 +73,32 @@ pub struct Instance {
     pub name: Arc<str>,
     /// Its circuit: its own, or with the scope `Destination` one that it shares with those of its destination that the policy is for.
     pub circuit: Option<Circuit>,
+    /// Where the circuit is not its own: whether health checks take it out.
+    pub checked: Option<Arc<Breaker>>,
     /// When requests that it was asked are tried again.
     pub retry: Option<Arc<RetrySettings>>,
     /// How busy and how quick it is.
     pub load: Arc<Load>,
+}
+
+impl Instance {
+    /// Whether health checks take it out of a destination whose instances share a circuit.
+    pub fn is_unhealthy(&self) -> bool {
+        self.checked.as_ref().is_some_and(|breaker| breaker.state() != State::Closed)
+    }
+}
+
+/// An instance to be checked, and what comes of it.
+#[derive(Debug, Clone)]
+pub struct Checked {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// What is spoken to it.
+    pub protocol: v1::Protocol,
+    /// How it is checked.
+    pub check: HealthCheck,
+    /// What takes it out, and brings it back.
+    pub circuit: Circuit,
 }
 
 /// A circuit and the policy that governs it.

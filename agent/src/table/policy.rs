@@ -133,6 +133,9 @@ impl From<&v1::Conditions> for Conditions {
     }
 }
 
+/// No policy can have an instance checked more often than this.
+const SHORTEST_INTERVAL_MS: u64 = 100;
+
 /// A CircuitPolicy as the data path uses it.
 #[derive(Debug, PartialEq)]
 pub struct CircuitSettings {
@@ -148,6 +151,8 @@ pub struct CircuitSettings {
     pub slow_after: Option<Duration>,
     /// Which share of the instances of the policy's target may be out at a time, in parts per million.
     pub max_ejection_ppm: u32,
+    /// How the instances are checked.
+    pub health_check: Option<HealthCheck>,
     /// Bounds on what is under way.
     pub limits: Option<limits::Limits>,
     /// It is held by hand.
@@ -156,6 +161,51 @@ pub struct CircuitSettings {
     pub fallback: Option<v1::Destination>,
     /// What is answered while the circuit is open, where that is no plain 503.
     pub reply: Option<Arc<Canned>>,
+}
+
+/// How an instance is checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// What is asked.
+    pub check: Check,
+    /// From one check to the next.
+    pub interval: Duration,
+    /// How long one may take.
+    pub timeout: Duration,
+    /// Failed ones in a row that take it out.
+    pub unhealthy_threshold: u32,
+    /// Good ones in a row that bring it back.
+    pub healthy_threshold: u32,
+}
+
+/// What a check asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Check {
+    /// A GET of this path is answered 2xx.
+    Http(Arc<str>),
+    /// The server says SERVING of this service; empty: of itself.
+    Grpc(Arc<str>),
+    /// A connection is accepted.
+    Tcp,
+}
+
+impl HealthCheck {
+    /// From the wire; one that this build does not know is none.
+    fn from_wire(wire: &v1::HealthCheck) -> Option<Self> {
+        let check = match wire.check.as_ref()? {
+            v1::health_check::Check::Path(path) => Check::Http(path.as_str().into()),
+            v1::health_check::Check::GrpcService(service) => Check::Grpc(service.as_str().into()),
+            v1::health_check::Check::Tcp(_) => Check::Tcp,
+        };
+        let interval = Duration::from_millis(wire.interval_ms.max(SHORTEST_INTERVAL_MS));
+        Some(Self {
+            check,
+            interval,
+            timeout: Duration::from_millis(wire.timeout_ms.max(1)).min(interval),
+            unhealthy_threshold: wire.unhealthy_threshold.max(1),
+            healthy_threshold: wire.healthy_threshold.max(1),
+        })
+    }
 }
 
 /// How a policy's circuits are held by hand.
@@ -221,6 +271,7 @@ impl From<&v1::CircuitPolicy> for CircuitSettings {
             failures: wire.failures.as_ref().map(Conditions::from).unwrap_or_default(),
             slow_after: wire.slow_calls.map(|slow| Duration::from_millis(slow.duration_ms)),
             max_ejection_ppm: wire.max_ejection_ppm.unwrap_or(1_000_000),
+            health_check: wire.health_check.as_ref().and_then(HealthCheck::from_wire),
             limits: wire.limits.map(|limits| limits::Limits {
                 connections: limits.max_connections,
                 pending: limits.max_pending_requests,

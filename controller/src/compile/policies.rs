@@ -6,7 +6,7 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use switchyard_crds::circuit_policy::{CircuitScope, Fallback};
+use switchyard_crds::circuit_policy::{CircuitScope, Fallback, HealthCheck};
 use switchyard_crds::hold::Hold;
 use switchyard_crds::retry_policy::Strategy;
 use switchyard_crds::route_rule::HeaderValue;
@@ -111,6 +111,23 @@ fn target<K>(claim: &Claim<'_, K>) -> v1::Selector {
     selector(claim.target.version.as_deref(), &claim.target.subset)
 }
 
+fn health_check(spec: &HealthCheck) -> v1::HealthCheck {
+    use v1::health_check::Check;
+    // Exactly one is given: another object would not have been taken.
+    let check = match (&spec.path, &spec.grpc) {
+        (Some(path), _) => Check::Path(path.clone()),
+        (None, Some(grpc)) => Check::GrpcService(grpc.service.clone().unwrap_or_default()),
+        (None, None) => Check::Tcp(true),
+    };
+    v1::HealthCheck {
+        check: Some(check),
+        interval_ms: spec.interval.as_millis(),
+        timeout_ms: spec.timeout.as_millis(),
+        unhealthy_threshold: count(spec.unhealthy_threshold),
+        healthy_threshold: count(spec.healthy_threshold),
+    }
+}
+
 fn circuit(policy: &CircuitPolicy, target: v1::Selector) -> v1::CircuitPolicy {
     let spec = &policy.spec;
     let scope = match spec.scope {
@@ -137,6 +154,7 @@ fn circuit(policy: &CircuitPolicy, target: v1::Selector) -> v1::CircuitPolicy {
             rate_threshold_ppm: slow.rate_threshold.ppm(),
         }),
         max_ejection_ppm: Some(spec.max_ejection_percent.ppm()),
+        health_check: spec.health_check.as_ref().map(health_check),
         limits: spec.limits.map(|limits| v1::Limits {
             max_connections: count(limits.max_connections),
             max_pending_requests: count(limits.max_pending_requests),

@@ -267,7 +267,7 @@ impl Plain {
                 self.state = State::HalfOpen { in_flight: in_flight + 1, successes };
                 Pass::Probe(self.life)
             }
-            State::HalfOpen { .. } => Pass::Refuse,
+            State::HalfOpen { .. } | State::Unhealthy { .. } => Pass::Refuse,
         }
     }
 
@@ -427,10 +427,11 @@ proptest! {
     #[test]
     fn every_circuit_survives_its_packing(
         openings in 0..=MOST_OPENINGS, generation in 0..1u16 << 12, until in 0..1u64 << 44,
-        in_flight in 0..=100u8, successes in 0..=100u8,
+        in_flight in 0..=100u8, successes in 0..=100u8, opened: bool,
     ) {
         let until = Millis(until);
-        for state in [State::Closed, State::Open { until }, State::HalfOpen { in_flight, successes }] {
+        let half_open = State::HalfOpen { in_flight, successes };
+        for state in [State::Closed, State::Open { until }, half_open, State::Unhealthy { opened }] {
             let circuit = Circuit { state, openings, generation };
             prop_assert_eq!(Circuit::unpack(circuit.pack()), circuit);
         }
