@@ -141,6 +141,9 @@ pub struct Retry {
     pub strategy: Cow<'static, str>,
     /// Whether this request's method may be sent twice.
     pub method_may_repeat: bool,
+    /// With no answer after so many milliseconds another instance is asked as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hedge_after_ms: Option<u128>,
 }
 
 /// Limits of time, in milliseconds.
@@ -446,5 +449,6 @@ fn retry(policy: &RetrySettings, method: &Method) -> Retry {
         }
         .into(),
         method_may_repeat: policy.methods.contains(method),
+        hedge_after_ms: policy.hedge.map(|hedge| hedge.after.as_millis()),
     }
 }

@@ -332,9 +332,15 @@ fn text(explanation: &Explanation) -> String {
         if let Some(retry) = &place.retry {
             let may =
                 if retry.method_may_repeat { "" } else { ", only for connections that fail: not with this method" };
+            let hedge = retry.hedge_after_ms.filter(|_| retry.method_may_repeat);
+            let hedge =
+                hedge.map(|after| format!("; with no answer after {after} ms another instance is asked as well"));
             lines.push(format!(
-                "  retry policy {}: up to {} retries, {}{may}",
-                retry.policy, retry.max_retries, retry.strategy
+                "  retry policy {}: up to {} retries, {}{may}{}",
+                retry.policy,
+                retry.max_retries,
+                retry.strategy,
+                hedge.unwrap_or_default()
             ));
         }
     }
