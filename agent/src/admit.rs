@@ -89,14 +89,14 @@ pub fn standing(instance: &Instance, now: window::Millis) -> Standing {
     }
 }
 
-/// How long the circuit surely lets no request pass. One that is half-open may do so at any time.
+/// How long the circuit surely lets no request pass. One that is half-open, or waits for good health checks, may do so at any time.
 pub fn out_for(circuit: Option<&Circuit>, now: window::Millis) -> Duration {
     let Some(circuit) = circuit else { return Duration::ZERO };
     match (circuit.held(now), circuit.breaker.state()) {
         (Some(held), _) if !held.open => Duration::ZERO,
         (Some(held), _) => held.until.map_or(Duration::MAX, |until| Duration::from_millis(until.since(now))),
         (None, State::Open { until }) => Duration::from_millis(until.since(now)),
-        (None, State::Closed | State::HalfOpen { .. }) => Duration::ZERO,
+        (None, State::Closed | State::HalfOpen { .. } | State::Unhealthy { .. }) => Duration::ZERO,
     }
 }
 

@@ -155,6 +155,8 @@ pub struct Retry {
     pub per_try_timeout_ms: Option<u64>,
     /// The policy's limit for all tries together, in milliseconds.
     pub timeout_ms: Option<u64>,
+    /// With no answer after so many milliseconds another instance is asked as well.
+    pub hedge_after_ms: Option<u64>,
 }
 
 /// Limits of time, in milliseconds.
@@ -312,7 +314,7 @@ pub fn explain(table: &Table, question: &Question<'_>, now: admit::window::Milli
     let unserved = destinations.clone().filter(|(_, d)| !is_served(d)).map(|(i, d)| (share(i), d));
     let is_out = |d: &Destination| {
         let ready = d.ports.get(port).map_or(&[][..], |p| &p.ready);
-        let out = |i: &Arc<Instance>| admit::standing(i.circuit.as_ref(), now) == Standing::Out;
+        let out = |i: &Arc<Instance>| admit::standing(i, now) == Standing::Out;
         !ready.is_empty() && d.fallback.is_none() && ready.iter().all(out)
     };
     let out = destinations.clone().filter(|(_, d)| is_out(d)).map(|(i, _)| share(i)).sum::<f64>();
@@ -473,5 +475,6 @@ fn retry(policy: &RetrySettings, method: &Method) -> Retry {
         method_may_repeat: policy.methods.contains(method),
         per_try_timeout_ms: policy.per_try_timeout.map(millis),
         timeout_ms: policy.timeout.map(millis),
+        hedge_after_ms: policy.hedge.map(|hedge| millis(hedge.after)),
     }
 }

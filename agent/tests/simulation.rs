@@ -263,7 +263,7 @@ impl World {
         }
         order.sort_by_key(|instance| tried.contains(instance));
         let is_due = |instance: usize| match agent.known[instance].breaker.state() {
-            State::Closed => false,
+            State::Closed | State::Unhealthy { .. } => false,
             State::Open { until } => until <= now,
             State::HalfOpen { in_flight, .. } => u32::from(in_flight) < self.settings.half_open_requests,
         };
@@ -345,7 +345,7 @@ impl World {
         };
         let states = agent.known.iter().map(|known| match known.breaker.state() {
             State::Open { until } => ms(until.0.saturating_sub(now.0)),
-            State::Closed | State::HalfOpen { .. } => Duration::ZERO,
+            State::Closed | State::HalfOpen { .. } | State::Unhealthy { .. } => Duration::ZERO,
         });
         let latency = agent.known.iter().map(|known| known.load.latency(0, now)).min().unwrap();
         let ahead = Ahead { soonest: states.min().unwrap(), latency };

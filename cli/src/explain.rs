@@ -316,9 +316,15 @@ fn text(explanation: &Explanation) -> String {
             let limit =
                 |name: &str, limit: Option<u64>| limit.map_or_else(String::new, |ms| format!(", {name} {ms} ms"));
             let limits = limit("each try", retry.per_try_timeout_ms) + &limit("all together", retry.timeout_ms);
+            let hedge = retry.hedge_after_ms.filter(|_| retry.method_may_repeat);
+            let hedge =
+                hedge.map(|after| format!("; with no answer after {after} ms another instance is asked as well"));
             lines.push(format!(
-                "  retry policy {}: up to {} retries, {}{limits}{may}",
-                retry.policy, retry.max_retries, retry.strategy
+                "  retry policy {}: up to {} retries, {}{limits}{may}{}",
+                retry.policy,
+                retry.max_retries,
+                retry.strategy,
+                hedge.unwrap_or_default()
             ));
         }
     }

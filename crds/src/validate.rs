@@ -14,7 +14,6 @@ pub mod conditions;
 
 pub(crate) mod circuit_policy;
 mod filters;
-mod not_enforced;
 mod patterns;
 pub(crate) mod retry_policy;
 mod route_rule;

@@ -80,15 +80,6 @@ fn a_warning_fails_only_when_strict() {
 }
 
 #[test]
-fn a_field_that_is_not_enforced_yet_is_never_taken_in_silence() {
-    let manifests = good();
-    manifests.write("circuit.yaml", &circuit("  healthCheck: {tcp: {}}\n"));
-    let (status, said) = check(&[manifests.path().to_str().unwrap()]);
-    assert_eq!(status, 0);
-    assert!(said.contains("NotEnforced") && said.contains("spec.healthCheck"), "{said}");
-}
-
-#[test]
 fn a_bare_on_is_said_to_be_something_else_to_kubectl() {
     let manifests = good();
     let stickiness =

@@ -10,7 +10,7 @@ use http::Request;
 use serde_json::{Value, json};
 use switchyard_tests::backend::Backend;
 use switchyard_tests::client::{self, empty};
-use switchyard_tests::manifests::{Manifests, canary, circuit, rule};
+use switchyard_tests::manifests::{Manifests, canary, circuit, retry, rule};
 use switchyard_tests::process::{Switchyard, example, output};
 use switchyard_tests::{binary, wait_for};
 
@@ -69,6 +69,17 @@ fn with_v1(rules: &str) -> Manifests {
 }
 
 const ANY: &str = "  destinations: [{service: my-service}]\n";
+
+#[test]
+fn when_a_request_is_sent_to_another_instance_as_well_is_said() {
+    let manifests = with_v1("");
+    manifests.write("retry.yaml", &retry("  hedge: {after: 150ms}\n"));
+    let said = |more: &[&str]| explain_in(manifests.path(), &[more, &["http://my-service.shop/"]].concat()).1;
+    let line = "up to 3 retries, Exponential; with no answer after 150 ms another instance is asked as well";
+    assert!(said(&[]).contains(line), "{}", said(&[]));
+    let post = said(&["-X", "POST"]);
+    assert!(post.contains("not with this method") && !post.contains("150 ms"), "{post}");
+}
 
 #[test]
 fn the_host_is_a_header_field_as_in_traffic() {

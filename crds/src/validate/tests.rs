@@ -358,7 +358,7 @@ fn labels_that_no_object_can_have_are_refused() {
 }
 
 #[test]
-fn what_is_not_acted_on_yet_is_said() {
+fn what_policies_may_ask_for_is_taken_and_what_is_likely_a_mistake_is_said() {
     check::<CircuitPolicy>(
         circuit(json!({
             "slowCalls": {"duration": "2s", "rateThreshold": "80%"}, "healthCheck": {"tcp": {}}, "limits": {},
