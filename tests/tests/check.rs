@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 use switchyard_tests::binary;
-use switchyard_tests::manifests::{Manifests, canary, circuit};
+use switchyard_tests::manifests::{Manifests, canary};
 use switchyard_tests::process::output;
 
 fn instance(port: u16) -> std::net::SocketAddr {
