@@ -179,7 +179,11 @@ const SHAPES: [Shape; 11] = [
             }),
             ..v1::Match::default()
         },
-        request: |i| Asked { grpc: true, ..Asked::new(format!("/shop.Service{}/Method{}", i / 10, i % 10)) },
+        request: |i| Asked {
+            method: Method::POST,
+            grpc: true,
+            ..Asked::new(format!("/shop.Service{}/Method{}", i / 10, i % 10))
+        },
     },
     Shape {
         name: "callers",

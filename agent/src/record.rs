@@ -86,8 +86,10 @@ impl Drop for Exchange {
         let series = match (self.at, self.service, self.turned_away) {
             (Some(at), _, _) => self.table.series(at),
             (None, Some(service), Some((rule, destination))) => {
-                let rule = self.table.at(service).rule(rule);
-                destination.and_then(|d| rule.destinations.get(d)).map_or(&rule.series, |d| &d.series)
+                let service = self.table.at(service);
+                let rule = service.rule(rule);
+                let drawn = destination.and_then(|d| rule.destinations.get(d)).map(|d| &d.series);
+                drawn.unwrap_or_else(|| rule.undrawn(service, &self.worker.shared.runtime))
             }
             _ => return,
         };

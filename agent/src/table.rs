@@ -9,7 +9,7 @@
 //! - A Service that a change does not concern is carried over as it is.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use switchyard_proto::v1;
@@ -143,8 +143,15 @@ pub struct Rule {
     pub stickiness: Option<Stickiness>,
     /// What it does besides.
     pub filters: Option<Box<Filters>>,
-    /// Where requests are counted that no destination could be drawn for.
-    pub series: Arc<Series>,
+    /// Where requests are counted that no destination could be drawn for, once there is one.
+    undrawn: OnceLock<Arc<Series>>,
+}
+
+impl Rule {
+    /// Where requests are counted that no destination could be drawn for. `service` is whose rule it is.
+    pub fn undrawn(&self, service: &Service, runtime: &Runtime) -> &Arc<Series> {
+        self.undrawn.get_or_init(|| build::series(runtime, &service.label, &self.name, ("", "")))
+    }
 }
 
 /// The weights of a rule's destinations on one port, summed up.

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use switchyard_proto::v1;
 
@@ -112,6 +112,12 @@ struct Builder<'a> {
 /// Names the instances that a destination means: Service, port, version, labels; and the port that was asked for.
 type Meant = (ServiceKey, u32, String, BTreeMap<String, String>, u16);
 
+/// Where requests of a Service are counted that go by a rule, to a Service and a version of it.
+pub(super) fn series(runtime: &Runtime, service: &str, rule: &str, (target, version): (&str, &str)) -> Arc<Series> {
+    let rule = if rule.is_empty() { DEFAULT_RULE } else { rule };
+    runtime.series(service, rule, target, version)
+}
+
 impl Builder<'_> {
     fn retry(&self, wire: &v1::RetryPolicy) -> Arc<RetrySettings> {
         let budget = self.runtime.budget(self.key, &wire.name, budget_limits(wire));
@@ -135,7 +141,7 @@ impl Builder<'_> {
             // As with match entries, one that does not compile was turned down when it came in.
             stickiness: wire.stickiness.as_ref().and_then(|s| Stickiness::compile(s, &wire.destinations).ok()),
             filters: self.filters(wire, &wire.filters),
-            series: self.series(&wire.name, "", ""),
+            undrawn: OnceLock::new(),
         }
     }
 
@@ -144,8 +150,7 @@ impl Builder<'_> {
     }
 
     fn series(&self, rule: &str, target: &str, version: &str) -> Arc<Series> {
-        let rule = if rule.is_empty() { DEFAULT_RULE } else { rule };
-        self.runtime.series(self.label, rule, target, version)
+        series(self.runtime, self.label, rule, (target, version))
     }
 
     fn destination(&self, rule: &v1::Rule, wire: &v1::Destination, named: Option<&Arc<RetrySettings>>) -> Destination {
