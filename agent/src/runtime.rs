@@ -326,7 +326,7 @@ impl Runtime {
                 if settings.health_check.is_none() {
                     // Its set makes room when it is put together, which follows.
                     let change = known.breaker.checks_good(&settings.breaker, Reason::Unchecked, now, None);
-                    kept.changes.extend(change.map(|change| (Arc::clone(&known), change)));
+                    kept.changes.extend(change.map(|change| (Arc::clone(known), change)));
                 }
                 Arc::clone(&known.breaker)
             }

@@ -23,12 +23,14 @@ thread_local! {
 pub fn usable(expression: &str) -> Result<(), String> {
     // By itself first: wrapped, `a)(b` would become one that compiles, and places in messages would be off.
     syntax::parse(expression).map_err(|error| malformed(&error))?;
-    let built = COMPILER.with(|compiler| compiler.build(&format!("^(?:{expression})$")));
-    built.map(drop).map_err(|error| match error.size_limit() {
-        Some(limit) => {
-            format!("the regular expression takes more than {} KiB when compiled; make it simpler", limit / 1024)
-        }
-        None => malformed(&error),
+    COMPILER.with(|compiler| match compiler.build(&format!("^(?:{expression})$")) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(match error.size_limit() {
+            Some(limit) => {
+                format!("the regular expression takes more than {} KiB when compiled; make it simpler", limit / 1024)
+            }
+            None => malformed(&error),
+        }),
     })
 }
 

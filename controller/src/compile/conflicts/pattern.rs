@@ -131,7 +131,7 @@ impl Pattern {
                 .skip_cache_capacity_check(true)
                 // States that were given out must stay what they are.
                 .minimum_cache_clear_count(Some(0));
-            let nfa = COMPILER.with(|compiler| compiler.build(&self.whole())).ok()?;
+            let nfa = COMPILER.with(|compiler| compiler.build(&self.whole()).ok())?;
             let dfa = DFA::builder().configure(config).build_from_nfa(nfa).ok()?;
             let cache = RefCell::new(dfa.create_cache());
             Some(Walker { dfa, cache })
