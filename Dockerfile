@@ -20,22 +20,23 @@ ARG AGENT_IMAGE=debian:bookworm-slim
 
 # On the builder's own architecture, compiling for the target: an emulated compiler would take an hour.
 FROM --platform=$BUILDPLATFORM ${BUILD_IMAGE} AS build
-SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 WORKDIR /src
 
 ARG TARGETARCH
-RUN case "$TARGETARCH" in \
-        amd64) triple=x86_64-unknown-linux-gnu; gcc=x86-64-linux-gnu ;; \
-        arm64) triple=aarch64-unknown-linux-gnu; gcc=aarch64-linux-gnu ;; \
+# Each RUN asks for `set -eu` and is plain sh: SHELL is not heeded where images are built in the OCI format (Podman, Buildah).
+RUN set -eu; \
+    case "$TARGETARCH" in \
+        amd64) triple=x86_64-unknown-linux-gnu; tools=x86_64-linux-gnu; package=gcc-x86-64-linux-gnu ;; \
+        arm64) triple=aarch64-unknown-linux-gnu; tools=aarch64-linux-gnu; package=gcc-aarch64-linux-gnu ;; \
         *) echo "no build for $TARGETARCH" >&2; exit 1 ;; \
     esac; \
     echo "$triple" > /triple; \
     # mimalloc and ring are compiled from C; cargo finds the cross compiler by its usual name, but has to be told of the linker.
     if [ "$TARGETARCH" != "$(dpkg --print-architecture)" ]; then \
         apt-get update; \
-        apt-get install --yes --no-install-recommends "gcc-$gcc" "libc6-dev-$TARGETARCH-cross"; \
+        apt-get install --yes --no-install-recommends "$package" "libc6-dev-$TARGETARCH-cross"; \
         rm -rf /var/lib/apt/lists/*; \
-        printf '[target.%s]\nlinker = "%s-gcc"\n' "$triple" "${triple/-unknown/}" > /usr/local/cargo/config.toml; \
+        printf '[target.%s]\nlinker = "%s-gcc"\n' "$triple" "$tools" > /usr/local/cargo/config.toml; \
         rustup target add "$triple"; \
     fi
 
@@ -43,11 +44,13 @@ COPY . .
 # The caches are not part of the image, so the binaries are copied out of them.
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     --mount=type=cache,target=/src/target,sharing=locked \
+    set -eu; \
     triple=$(cat /triple); \
     cargo build --release --locked --target "$triple" \
         --package switchyard --package switchyard-controller --package switchyard-agent; \
     mkdir /out; \
-    cp target/"$triple"/release/{switchyard,switchyard-controller,switchyard-agent} /out/
+    cd "target/$triple/release"; \
+    cp switchyard switchyard-controller switchyard-agent /out/
 
 FROM ${CONTROLLER_IMAGE} AS controller
 LABEL org.opencontainers.image.title="switchyard-controller" \

@@ -131,12 +131,24 @@ pub struct InstanceState {
     pub version: Option<String>,
     /// `closed`, `open`, `half-open`; none: no policy.
     pub circuit: Option<Cow<'static, str>>,
+    /// Of a whole cluster: how many nodes see the circuit so, and why the first of them does; none: it is closed, or one agent was asked.
+    pub seen: Option<Seen>,
     /// How the circuit is held by hand.
     pub held: Option<String>,
     /// It is asked only because too many others are out.
     pub kept_in: bool,
     /// Whether it can be asked now.
     pub available: bool,
+}
+
+/// How the nodes of a cluster see a circuit that is not closed everywhere.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Seen {
+    /// Nodes that see it so.
+    pub nodes: u64,
+    /// Why it opened.
+    pub reason: String,
 }
 
 /// A retry policy in force.
@@ -433,6 +445,7 @@ fn place(
                 name: given(&instance.name),
                 version: given(&instance.version),
                 circuit: instance.circuit.as_ref().map(|c| shown(c.breaker.state(), c.held(now)).into()),
+                seen: None,
                 held: instance
                     .circuit
                     .as_ref()

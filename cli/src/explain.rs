@@ -30,6 +30,9 @@ use crate::check::count;
 use crate::cluster::{Cluster, Scope};
 use crate::output;
 
+/// What the nodes of a cluster see of circuits.
+mod seen;
+
 /// The flags of `switchyard explain`.
 #[derive(Args, Debug)]
 #[command(after_help = "\
@@ -178,20 +181,22 @@ struct Offline {
     table: Table,
     runtime: Runtime,
     caller: Option<Workload>,
+    /// Where all of it is from, if not from a folder.
+    cluster: Option<Cluster>,
 }
 
 impl Offline {
     fn of(args: &Explain) -> Result<Self> {
-        let (world, findings, place) = match &args.manifests {
+        let (world, findings, place, cluster) = match &args.manifests {
             Some(folder) => {
                 let Loaded { world, findings, .. } = switchyard_controller::load(std::slice::from_ref(folder))?;
-                (world, findings, folder.display().to_string())
+                (world, findings, folder.display().to_string(), None)
             }
             None => {
                 let cluster = Cluster::connect()?;
                 let namespaces = cluster.namespaces(&args.scope)?;
                 let place = format!("namespace {}", namespaces.iter().cloned().collect::<Vec<_>>().join(", "));
-                (cluster.world(&namespaces)?, Vec::new(), place)
+                (cluster.world(&namespaces)?, Vec::new(), place, Some(cluster))
             }
         };
         let errors = findings.iter().filter(|f| f.severity == Severity::Error).count();
@@ -220,7 +225,7 @@ impl Offline {
             console::say(format_args!("note: --default-service {missing}: there is no such Service"));
         }
         let caller = args.from.as_deref().map(|from| caller(&world, from, &place)).transpose()?;
-        Ok(Self { world, table, runtime, caller })
+        Ok(Self { world, table, runtime, caller, cluster })
     }
 
     fn explain(&self, request: &Parts) -> Explanation {
@@ -232,7 +237,8 @@ impl Offline {
             caller: self.caller.as_ref(),
         };
         let now = self.runtime.millis(switchyard_agent::clock::now());
-        let explanation = explain(&self.table, &question, now);
+        let mut explanation = explain(&self.table, &question, now);
+        self.cluster.iter().for_each(|cluster| seen::tell(cluster, &mut explanation));
         explanation.service.iter().for_each(|service| self.tell_left_out(service));
         explanation
     }
@@ -288,8 +294,12 @@ fn text(explanation: &Explanation) -> String {
         };
         lines.push(format!("to {}{version}: {share}", place.service));
         for instance in &place.instances {
+            let seen = instance.seen.as_ref().map(|seen| {
+                let nodes = count(usize::try_from(seen.nodes).unwrap_or(usize::MAX), "node");
+                format!("{} on {nodes} ({})", instance.circuit.as_deref().unwrap_or_default(), seen.reason)
+            });
             let notes: BTreeMap<&str, Option<&str>> = BTreeMap::from([
-                ("circuit", instance.circuit.as_deref()),
+                ("circuit", seen.as_deref().or(instance.circuit.as_deref())),
                 ("kept in", instance.kept_in.then_some("as too many others are out")),
                 ("pod", instance.name.as_deref()),
                 ("version", instance.version.as_deref()),

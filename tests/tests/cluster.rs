@@ -332,6 +332,11 @@ async fn circuits_are_held_from_the_command_line_and_let_go() {
         let said = [done.stdout, done.stderr].map(|text| String::from_utf8(text).unwrap()).join("");
         (done.status.code(), said)
     };
+    let explained = || {
+        let mut command = Command::new(binary("switchyard"));
+        command.env("KUBECONFIG", cluster.kubeconfig()).args(["explain", "-n", "shop", "http://my-service.shop/"]);
+        String::from_utf8(command.output().unwrap().stdout).unwrap()
+    };
     let states = async || {
         let shown = client::get(agent.admin, "admin", "/circuits").await.unwrap().text();
         let shown: Vec<Value> = serde_json::from_str(&shown).unwrap();
@@ -353,10 +358,15 @@ async fn circuits_are_held_from_the_command_line_and_let_go() {
     let events = cluster.kubectl(&["get", "events", "-n", "shop", "--field-selector", "reason=Held"]);
     assert!(events.contains("a drill"), "{events}");
 
+    let said = explained();
+    assert!(said.contains("circuit open on 1 node (held open by hand"), "{said}");
+
     let (code, said) = circuits(&["release", "my-service", "-n", "shop"]);
     assert!(code == Some(0) && said.contains("are released"), "{code:?} {said}");
     wait_for("all are closed", async || states().await == ["closed", "closed"]).await;
     wait_for("and the status says so", async || circuits(&["-n", "shop"]).0 == Some(0)).await;
+    let said = explained();
+    assert!(said.contains("circuit closed"), "{said}");
     let annotations = &cluster.get("shop", "circuitpolicy", "my-service")["metadata"]["annotations"];
     assert_eq!(annotations["switchyard.dev/hold-until"], Value::Null, "{annotations}");
 
