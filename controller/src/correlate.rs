@@ -96,10 +96,8 @@ impl Correlation {
         self.is_cut = seen.len() > MOST;
         seen.truncate(MOST);
         let before = std::mem::take(&mut self.since);
-        self.since = seen
-            .iter()
-            .map(|(instance, _)| (instance.clone(), before.get(instance).copied().unwrap_or(now)))
-            .collect();
+        self.since =
+            seen.iter().map(|(instance, _)| (instance.clone(), before.get(instance).copied().unwrap_or(now))).collect();
         let is_settled =
             |instance: &Instance| self.since.get(instance).is_some_and(|since| now.duration_since(*since) >= SETTLE);
         let evidence = seen.iter().map(|(instance, seen)| seen.to_wire(instance, is_settled(instance)));
@@ -117,7 +115,11 @@ impl Correlation {
     }
 
     /// What the statuses say from now on.
-    fn show(&mut self, mut fresh: BTreeMap<String, Vec<InstanceStatus>>, now: Instant) -> BTreeMap<String, Vec<InstanceStatus>> {
+    fn show(
+        &mut self,
+        mut fresh: BTreeMap<String, Vec<InstanceStatus>>,
+        now: Instant,
+    ) -> BTreeMap<String, Vec<InstanceStatus>> {
         for instances in fresh.values_mut() {
             instances.sort_by(|a, b| (&a.destination, &a.instance).cmp(&(&b.destination, &b.instance)));
         }
@@ -199,12 +201,17 @@ impl Seen<'_> {
                 0 if all == 1 => "the one node that asks it sees it fail: look at the instance".to_owned(),
                 0 => format!("all {all} nodes see it fail: look at the instance"),
                 1 if all == 1 => {
-                    format!("the one node that asks it cannot reach it: look at the instance, and at the network of {}", named(&self.unreached))
+                    format!(
+                        "the one node that asks it cannot reach it: look at the instance, and at the network of {}",
+                        named(&self.unreached)
+                    )
                 }
                 _ if unreached == all => {
                     format!("none of {all} nodes can reach it: look whether it runs, and who may connect to it")
                 }
-                _ => format!("all {all} nodes see it fail, and {unreached} of them cannot reach it: look at the instance"),
+                _ => format!(
+                    "all {all} nodes see it fail, and {unreached} of them cannot reach it: look at the instance"
+                ),
             };
         }
         match unreached {

@@ -173,7 +173,11 @@ impl Collector {
         }
         for (name, help, of) in [
             ("switchyard_circuit_others_failing", "Other nodes that see an instance fail.", 0),
-            ("switchyard_circuit_others_asked", "Other nodes that have asked an instance of which some see it fail.", 1),
+            (
+                "switchyard_circuit_others_asked",
+                "Other nodes that have asked an instance of which some see it fail.",
+                1,
+            ),
         ] {
             let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
             for (circuit, (service, target, policy)) in all.iter().zip(&named) {

@@ -63,7 +63,10 @@ fn the_share_is_judged_from_fewer_requests_on_and_stays_what_it_is() {
     };
     assert_eq!([send(GOOD), send(GOOD), send(BAD)], [None; 3], "three say too little");
     let opened = send(BAD).unwrap();
-    assert_eq!(opened.reason.to_string(), "2 of 4 requests failed (of 20 that it takes; 8 of 10 other nodes see it fail)");
+    assert_eq!(
+        opened.reason.to_string(),
+        "2 of 4 requests failed (of 20 that it takes; 8 of 10 other nodes see it fail)"
+    );
 }
 
 #[test]
