@@ -8,6 +8,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .btree_map(".")
         // Shared between all agents that are sent the same.
         .bytes(".switchyard.v1.Update.upserts")
+        .bytes(".switchyard.v1.Update.evidence")
+        .bytes(".switchyard.v1.ShareReply.evidence")
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -346,6 +346,7 @@ struct Fixed {
 #[tonic::async_trait]
 impl Switchyard for Fixed {
     type SubscribeStream = Pin<Box<dyn Stream<Item = Result<v1::Update, tonic::Status>> + Send>>;
+    type ShareStream = tokio_stream::Empty<Result<v1::ShareReply, tonic::Status>>;
 
     async fn subscribe(
         &self,
@@ -360,6 +361,13 @@ impl Switchyard for Fixed {
         &self,
         _: tonic::Request<tonic::Streaming<v1::RelayMessage>>,
     ) -> Result<tonic::Response<v1::RelayReply>, tonic::Status> {
+        Err(tonic::Status::unimplemented("there is one controller"))
+    }
+
+    async fn share(
+        &self,
+        _: tonic::Request<v1::ShareRequest>,
+    ) -> Result<tonic::Response<Self::ShareStream>, tonic::Status> {
         Err(tonic::Status::unimplemented("there is one controller"))
     }
 }

@@ -14,7 +14,7 @@ use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use switchyard_proto::v1;
 
-use crate::admit::breaker;
+use crate::admit::breaker::{self, Others};
 use crate::clock;
 use crate::explain::Asked;
 use crate::subscribe::Link;
@@ -182,6 +182,7 @@ async fn circuits(State(admin): State<Admin>) -> Response {
             };
             let unix = |ms: u64| wall.saturating_add(i64::try_from(ms).unwrap_or(i64::MAX));
             let limit = held.and_then(|held| held.until).map(|until| unix(until.since(now)));
+            let others = circuit.breaker.others();
             let checks = admin.shared.checks.of(&circuit.service.to_string(), &circuit.target);
             json!({
                 "service": circuit.service.to_string(),
@@ -197,8 +198,9 @@ async fn circuits(State(admin): State<Admin>) -> Response {
                     "unhealthy": circuit.breaker.is_unhealthy(),
                     "good": checks.good,
                     "failed": checks.failed,
-                    "lastFailure": checks.last_failure,
+                    "lastFailure": checks.last_failure.map(|failed| failed.why),
                 })),
+                "others": (others != Others::default()).then(|| json!({"failing": others.failing, "asked": others.asked})),
                 "probesInMs": until,
                 "probesAtUnixMs": until.map(unix),
                 "window": {"requests": counts.total, "failed": counts.failed, "slow": counts.slow},

@@ -13,7 +13,7 @@ use crate::worker::{TableRef, Worker};
 
 /// What is shared between threads; the model check (`agent/tests/model.rs`) has its own in their place.
 mod atomic {
-    pub(super) use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+    pub(super) use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
     pub(super) use std::sync::{Mutex, MutexGuard};
 }
 
@@ -233,7 +233,12 @@ impl Permit {
             (Some(outcome), Some(circuit)) if !outcome.says_nothing() => {
                 let slow = self.is_slow(circuit, outcome, now);
                 match circuit.settings.failures.hold(outcome) {
-                    true => breaker::Outcome::Failure { slow },
+                    true => {
+                        if circuit.settings.correlated {
+                            circuit.breaker.note_failure(outcome.is_unreached(self.answered.is_some()));
+                        }
+                        breaker::Outcome::Failure { slow }
+                    }
                     false => breaker::Outcome::Success { slow },
                 }
             }

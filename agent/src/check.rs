@@ -27,6 +27,8 @@ use crate::worker::Shared;
 /// One check, over the network.
 mod made;
 
+pub use made::Failed;
+
 /// Checks of a node under way at a time: a bound on its sockets, far above what a node's instances need at one a second.
 const MOST_AT_ONCE: usize = 64;
 
@@ -62,7 +64,7 @@ pub struct Counts {
     /// Failed ones.
     pub failed: u64,
     /// What was wrong with the last that failed.
-    pub last_failure: Option<String>,
+    pub last_failure: Option<Failed>,
 }
 
 /// What came of all checks, by Service and target.
@@ -79,7 +81,7 @@ impl Checks {
         self.counts().get(&(service.to_owned(), target.to_owned())).cloned()
     }
 
-    fn note(&self, checked: &Checked, result: &Result<(), String>) {
+    fn note(&self, checked: &Checked, result: &Result<(), Failed>) {
         let mut all = self.counts();
         let counts = all.entry((checked.circuit.service.to_string(), checked.circuit.target.to_string())).or_default();
         match result {
@@ -161,7 +163,7 @@ async fn keep(shared: Arc<Shared>, room: Rc<Semaphore>, checked: Checked) {
             let Ok(_permit) = room.acquire().await else { return };
             match tokio::time::timeout(check.timeout, made::make(&checked)).await {
                 Ok(result) => result,
-                Err(_) => Err(format!("no answer within {} ms", check.timeout.as_millis())),
+                Err(_) => Err(Failed::late(check.timeout)),
             }
         };
         shared.checks.note(&checked, &result);

@@ -21,6 +21,8 @@ pub mod choose;
 pub mod classify;
 /// Reading the time.
 pub mod clock;
+/// What nodes tell one another of instances.
+pub mod evidence;
 /// Why a request goes where it goes.
 pub mod explain;
 /// What a rule does besides.

@@ -553,6 +553,13 @@ impl Runtime {
         all
     }
 
+    /// Does this with every circuit that a table refers to, in no particular order. No table can be built meanwhile.
+    pub fn each_circuit(&self, mut with: impl FnMut(&KnownCircuit)) {
+        let kept = self.kept();
+        let in_use = kept.breakers.values().filter(|entry| Arc::strong_count(&entry.value.breaker) > 1);
+        in_use.for_each(|entry| with(&entry.value));
+    }
+
     /// The counters of every destination, in order of their labels.
     pub fn all_series(&self) -> Vec<Arc<Series>> {
         let mut all: Vec<_> = self.kept().series.values().map(|e| Arc::clone(&e.value)).collect();

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
+use prost::Message as _;
 use switchyard_proto::v1::agent_message::Message;
 use switchyard_proto::v1::switchyard_client::SwitchyardClient;
 use switchyard_proto::v1::{self, AgentMessage};
@@ -20,7 +21,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Uri};
 
 use crate::admit::breaker::State;
+use crate::admit::window::Millis;
 use crate::clock;
+use crate::evidence::{self, Evidence};
 use crate::intercept;
 use crate::resources::Resources;
 use crate::runtime::KnownCircuit;
@@ -110,12 +113,14 @@ impl Subscription {
     /// Keeps a stream to the controller, for ever.
     pub async fn run(mut self, controller: Controller) {
         let mut wait = BACKOFF.0;
+        let mut evidence = Evidence::default();
         for turn in 0.. {
             let before = self.link.updates_received.load(Relaxed);
-            match self.stream(&controller, turn).await {
+            match self.stream(&controller, turn, &mut evidence).await {
                 Ok(()) => tracing::info!("the controller ended the stream"),
                 Err(error) => tracing::warn!(error = error_chain(&*error), "no stream to the controller"),
             }
+            evidence.forget(&self.shared.runtime, self.now());
             self.link.connected.store(false, Relaxed);
             // One that lets nobody in, or breaks off at once, is not asked any faster for that.
             if self.link.updates_received.load(Relaxed) > before {
@@ -131,6 +136,7 @@ impl Subscription {
         &mut self,
         controller: &Controller,
         turn: usize,
+        evidence: &mut Evidence,
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let channel = connect(controller, turn).await?;
         let mut client = SwitchyardClient::new(channel).max_decoding_message_size(MOST_BYTES);
@@ -149,13 +155,15 @@ impl Subscription {
         self.link.streams.fetch_add(1, Relaxed);
         // There is room for it, and a stream that has ended says why below.
         let _ = tell.send(AgentMessage { message: Some(Message::Report(self.circuits())) }).await;
+        let mut looks = tokio::time::interval(evidence::EVERY);
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         // What has come of a revision that comes in several messages.
         let mut begun: Option<v1::Update> = None;
         loop {
             let answer = tokio::select! {
                 update = updates.message() => match (update?, begun.take()) {
                     (Some(part), whole) => {
-                        let whole = match whole {
+                        let mut whole = match whole {
                             Some(mut whole) => {
                                 whole.extend(part);
                                 whole
@@ -166,12 +174,21 @@ impl Subscription {
                             begun = Some(whole);
                             continue;
                         }
-                        self.take(whole)
+                        let seen = whole.evidence.take();
+                        if let Some(seen) = &seen {
+                            evidence.take(v1::Evidence::decode(seen.clone())?);
+                            evidence.apply(&self.shared.runtime, self.now());
+                        }
+                        self.take(whole, seen.is_some())
                     }
                     (None, _) => return Ok(()),
                 },
+                _ = looks.tick() => match evidence.look(&self.shared.runtime, &self.shared.checks, self.now()) {
+                    Some(views) => Message::Report(v1::Report { views: Some(views), ..v1::Report::default() }),
+                    None => continue,
+                },
                 transition = transitions.recv() => match transition {
-                    Ok(transition) => Message::Report(v1::Report { transitions: vec![transition] }),
+                    Ok(transition) => Message::Report(v1::Report { transitions: vec![transition], views: None }),
                     Err(broadcast::error::RecvError::Lagged(_)) => continue,
                     Err(broadcast::error::RecvError::Closed) => return Ok(()),
                 },
@@ -191,7 +208,7 @@ impl Subscription {
     /// Every circuit that is not closed: what a controller that is new to them must know.
     fn circuits(&self) -> v1::Report {
         let known = self.shared.runtime.circuits();
-        let now = self.shared.runtime.millis(clock::now());
+        let now = self.now();
         let state = |circuit: &KnownCircuit| shown(circuit.breaker.state(), circuit.held(now));
         let not_closed = known.iter().filter(|circuit| state(circuit) != word(State::Closed));
         let tell = |circuit: &Arc<KnownCircuit>| {
@@ -207,14 +224,22 @@ impl Subscription {
                 policy: circuit.settings.name.to_string(),
             }
         };
-        v1::Report { transitions: not_closed.map(tell).collect() }
+        v1::Report { transitions: not_closed.map(tell).collect(), views: None }
     }
 
-    /// Takes an update in, puts it in force and saves it.
-    fn take(&mut self, update: v1::Update) -> Message {
+    /// The time as circuits count it.
+    fn now(&self) -> Millis {
+        self.shared.runtime.millis(clock::now())
+    }
+
+    /// Takes an update in, puts it in force and saves it. `with_evidence`: that was in it too, and it may have come for that alone.
+    fn take(&mut self, update: v1::Update, with_evidence: bool) -> Message {
         let revision = update.revision;
         let changed = !update.upserts.is_empty() || !update.removals.is_empty();
         self.link.updates_received.fetch_add(1, Relaxed);
+        if with_evidence && !changed && revision == self.resources.revision && self.link.ready.load(Relaxed) {
+            return Message::Ack(v1::Ack { revision });
+        }
         self.link.resources_received.fetch_add(update.upserts.len() as u64, Relaxed);
         let errors = self.resources.apply(update);
         self.swap();

@@ -13,7 +13,7 @@ use loom::thread;
 
 /// What the breaker takes from `admit`.
 mod atomic {
-    pub use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+    pub use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
     pub use loom::sync::{Mutex, MutexGuard};
 }
 

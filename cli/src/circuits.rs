@@ -1,4 +1,5 @@
-//! `switchyard circuits`: which circuits of a cluster are not closed, and which are held by hand; and holding them. All of it goes through
+//! `switchyard circuits`: which circuits of a cluster are not closed, which instances some nodes see fail, and which policies are held by
+//! hand; and holding them. All of it goes through
 //! the API server, with the user's own rights: a hold is `spec.override` of the policy with annotations beside it, which needs the verb
 //! `override`, is in the API server's audit log, and ends by itself at the agents.
 
@@ -38,7 +39,8 @@ Examples:
   kubectl switchyard circuits hold open my-service -n shop --for 10m --why 'the database is being moved'
   kubectl switchyard circuits release my-service -n shop
 
-Shown are circuits that are open or half-open, and policies whose circuits are held. Exit status: 0 when there is none, 1 when there \
+Shown are circuits that are open or half-open, instances that some nodes see fail (Failing, Unreachable), and policies whose circuits \
+are held. Exit status: 0 when there is none, 1 when there \
 are, 2 when that could not be told.
 
 From a folder, as with `switchyard run`, there is no API server: set spec.override in the policy's file instead."
@@ -128,7 +130,7 @@ fn watch(cluster: &Cluster, args: &Circuits) -> Result<ExitCode> {
     }
 }
 
-/// Circuits that are not closed, and policies that are held.
+/// Circuits that are not closed, instances that some nodes see fail, and policies that are held.
 fn rows(cluster: &Cluster, scope: &Scope) -> Result<Vec<Value>> {
     let mut rows = Vec::new();
     for namespace in cluster.namespaces(scope)? {
@@ -139,9 +141,21 @@ fn rows(cluster: &Cluster, scope: &Scope) -> Result<Vec<Value>> {
                 circuit["policy"] = Value::from(full_name(&policy));
                 rows.push(circuit);
             }
+            for instance in policy.data["status"]["instances"].as_array().into_iter().flatten() {
+                rows.push(seen(&policy, instance));
+            }
         }
     }
     Ok(rows)
+}
+
+/// An instance that some nodes see fail.
+fn seen(policy: &DynamicObject, instance: &Value) -> Value {
+    let mut row = instance.clone();
+    let is_unreachable = instance["unreachable"].as_u64() > Some(0) && instance["unreachable"] == instance["failing"];
+    row["state"] = Value::from(if is_unreachable { "Unreachable" } else { "Failing" });
+    row["policy"] = Value::from(full_name(policy));
+    row
 }
 
 /// How a policy is held, if it is.
@@ -174,8 +188,11 @@ fn held(policy: &DynamicObject, now: Timestamp) -> Option<Value> {
 fn text(rows: &[Value], output: Output) -> Result<String> {
     let row = |row: &Value| {
         let text = |field: &str| row[field].as_str().unwrap_or_default().to_owned();
-        let nodes = row["nodes"].as_u64().map(|nodes| nodes.to_string()).unwrap_or_default();
-        let reason = match row["reason"].as_str() {
+        let nodes = match (row["nodes"].as_u64(), row["failing"].as_u64()) {
+            (Some(nodes), Some(failing)) => format!("{failing}/{nodes}"),
+            (nodes, _) => nodes.map(|nodes| nodes.to_string()).unwrap_or_default(),
+        };
+        let reason = match row["reason"].as_str().or_else(|| row["message"].as_str()) {
             Some(reason) => reason.to_owned(),
             None => in_words(&text("until"), &text("by"), &text("why")),
         };
@@ -292,6 +309,19 @@ mod tests {
         let line = |text: String| text.lines().nth(1).unwrap().to_owned();
         assert_eq!(line(at("2026-11-24T11:59:59Z")), row("HeldOpen"));
         assert_eq!(line(at("2026-11-24T12:00:00Z")), row("HoldOver"));
+    }
+
+    #[test]
+    fn an_instance_that_some_nodes_see_fail_is_shown_with_how_many_and_where_to_look() {
+        let line = |failing: u32, unreachable: u32| {
+            let instance = json!({"destination": "shop/a", "instance": "10.0.0.1:80", "nodes": 12, "failing": failing,
+                "unreachable": unreachable, "message": "look there"});
+            let shown = text(&[seen(&policy("None", &json!({})), &instance)], Output::Text).unwrap();
+            shown.lines().nth(1).unwrap().split_whitespace().collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(line(3, 3), "shop/a 10.0.0.1:80 Unreachable 3/12 shop/c look there");
+        assert_eq!(line(3, 2), "shop/a 10.0.0.1:80 Failing 3/12 shop/c look there");
+        assert_eq!(line(12, 0), "shop/a 10.0.0.1:80 Failing 12/12 shop/c look there");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use kube::CustomResourceExt as _;
 use kube::api::{Api, ApiResource, DynamicObject, ListParams};
 use serde::Serialize;
+use serde_json::Value;
 use switchyard_crds::{CircuitPolicy, RetryPolicy, RouteRule};
 
 use crate::cluster::{Cluster, Scope};
@@ -48,7 +49,13 @@ struct Line {
     agents: u64,
     reason: String,
     message: String,
+    /// What nodes see of its instances, where that is not good.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<String>,
 }
+
+/// Instances whose notes are shown of one policy.
+const NOTES: usize = 3;
 
 /// Says how rules and policies stand.
 pub(crate) fn status(args: &Status) -> Result<ExitCode> {
@@ -61,8 +68,8 @@ pub(crate) fn status(args: &Status) -> Result<ExitCode> {
             let row = |line: &Line| {
                 let word = if line.ready { "ready".to_owned() } else { line.reason.clone() };
                 let agents = format!("{}/{}", line.programmed, line.agents);
-                let message = if line.ready { "" } else { line.message.as_str() };
-                [line.kind.clone(), format!("{}/{}", line.namespace, line.name), word, agents, message.to_owned()]
+                let message = if line.ready { line.notes.join("; ") } else { line.message.clone() };
+                [line.kind.clone(), format!("{}/{}", line.namespace, line.name), word, agents, message]
             };
             table(&["KIND", "NAME", "STATUS", "AGENTS", ""], lines.iter().map(row).collect())
         }
@@ -115,7 +122,20 @@ fn line(kind: &str, object: &DynamicObject) -> Line {
         agents: count("total"),
         reason,
         message,
+        notes: notes(&status["instances"]),
     }
+}
+
+/// What nodes see of instances, of each in a few words.
+fn notes(instances: &Value) -> Vec<String> {
+    let instances = instances.as_array().map(Vec::as_slice).unwrap_or_default();
+    let text = |instance: &Value, field: &str| instance[field].as_str().unwrap_or_default().to_owned();
+    let note = |instance: &Value| format!("{}: {}", text(instance, "instance"), text(instance, "message"));
+    let mut notes: Vec<String> = instances.iter().take(NOTES).map(note).collect();
+    if instances.len() > NOTES {
+        notes.push(format!("and {} more instances", instances.len() - NOTES));
+    }
+    notes
 }
 
 /// Rows under a head, each column as wide as it must be.
@@ -135,7 +155,7 @@ pub(crate) fn table<const N: usize>(head: &[&str; N], rows: Vec<[String; N]>) ->
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 
@@ -159,6 +179,18 @@ mod tests {
         assert_eq!((ready(2, "False").ready, ready(2, "False").reason.as_str()), (false, "Why"));
         assert_eq!((ready(2, "True").programmed, ready(2, "True").agents), (1, 2));
         assert_eq!(line("RouteRule", &rule(&Value::Null)).reason, "Unknown");
+    }
+
+    #[test]
+    fn what_nodes_see_of_instances_is_noted_of_the_first_few() {
+        let instance =
+            |number: usize| json!({"instance": format!("10.0.0.{number}:80"), "message": "all 2 nodes see it fail"});
+        let of = |count: usize| {
+            line("CircuitPolicy", &rule(&json!({"instances": (1..=count).map(instance).collect::<Vec<_>>()}))).notes
+        };
+        assert_eq!(of(0), Vec::<String>::new());
+        assert_eq!(of(1), ["10.0.0.1:80: all 2 nodes see it fail"]);
+        assert_eq!((of(5).len(), of(5)[3].as_str()), (4, "and 2 more instances"));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use switchyard_controller::report::{lead, write};
 use switchyard_controller::run::{Controller, Options, Report, Source};
 use switchyard_controller::serve::door::Door;
 use switchyard_controller::serve::tls::{self, Authority, Names};
-use switchyard_controller::serve::{admin, relay, webhook};
+use switchyard_controller::serve::{admin, evidence, relay, webhook};
 use tokio::net::TcpListener;
 
 use crate::bind;
@@ -110,6 +110,7 @@ pub(crate) async fn run(
             leads.clone(),
         );
         tokio::spawn(relay);
+        tokio::spawn(evidence::run(handle.clone(), leads.clone()));
         tokio::spawn(write::run(client.clone(), handle.clone(), leads, identity));
         let for_agents = tls::accept(agents, tls::server(authority.clone(), &names, b"h2")?);
         let webhook_tls = match &cluster.webhook_certificate {

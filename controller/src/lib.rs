@@ -17,6 +17,9 @@ pub mod compile;
 /// What there is to send, by version.
 pub mod snapshot;
 
+/// What agents see of instances, put together.
+pub mod correlate;
+
 /// One stream per agent.
 pub mod serve;
 

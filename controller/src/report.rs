@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use switchyard_crds::circuit_policy::CircuitStatus;
+use switchyard_crds::circuit_policy::{CircuitStatus, InstanceStatus};
 use switchyard_crds::route_rule::{AgentCount, Condition};
 use switchyard_crds::{Finding, Reason, Severity};
 
@@ -71,14 +71,24 @@ pub struct InForce {
     pub agents: Vec<AgentView>,
 }
 
+/// What agents see of a policy's instances.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Traffic<'a> {
+    /// Circuits that are not closed.
+    pub circuits: &'a [CircuitStatus],
+    /// Instances that some nodes see fail.
+    pub instances: &'a [InstanceStatus],
+}
+
+impl Traffic<'_> {
+    /// All is well, as far as it goes.
+    pub fn is_well(&self) -> bool {
+        self.circuits.is_empty() && self.instances.is_empty()
+    }
+}
+
 /// The status of an object now. `now` is RFC 3339.
-pub fn status(
-    key: &ObjectKey,
-    standing: &Standing,
-    in_force: &InForce,
-    circuits: &[CircuitStatus],
-    now: &str,
-) -> Value {
+pub fn status(key: &ObjectKey, standing: &Standing, in_force: &InForce, traffic: Traffic<'_>, now: &str) -> Value {
     let before: Vec<Condition> = standing
         .observed
         .status
@@ -113,8 +123,11 @@ pub fn status(
     if key.kind == Kind::RouteRule && !standing.destinations.is_empty() {
         status["destinations"] = json!(standing.destinations);
     }
-    if key.kind == Kind::CircuitPolicy && !circuits.is_empty() {
-        status["circuits"] = json!(circuits);
+    if key.kind == Kind::CircuitPolicy && !traffic.circuits.is_empty() {
+        status["circuits"] = json!(traffic.circuits);
+    }
+    if key.kind == Kind::CircuitPolicy && !traffic.instances.is_empty() {
+        status["instances"] = json!(traffic.instances);
     }
     status
 }

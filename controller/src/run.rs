@@ -23,7 +23,7 @@ use crate::object::{Kind, Object, ObjectKey, Pod, ServiceKey};
 use crate::serve::agents::Agents;
 use crate::serve::door::Door;
 use crate::serve::webhook::{Question, Questions};
-use crate::serve::{OnReport, Serve};
+use crate::serve::{OnReport, Serve, evidence};
 use crate::snapshot::{Routes, Snapshot};
 use crate::source::directory::whereabouts::Whereabouts;
 use crate::source::{Event, directory, kubernetes};
@@ -215,6 +215,9 @@ impl Controller {
     {
         let Self { source, door, on_report, publish, asked, handle } = self;
         let whereabouts = Whereabouts::default();
+        // A cluster's controllers elect the one that puts together what agents see.
+        let is_alone = matches!(source, Source::Directory { .. });
+        let (_always, leads) = watch::channel(is_alone);
         let (pipeline, events) = match source {
             Source::Directory { manifests, state } => {
                 let events = directory::watch(manifests, state, whereabouts.clone())
@@ -235,6 +238,7 @@ impl Controller {
         tokio::select! {
             result = server => result.context("the server for agents has failed"),
             () = turn(pipeline, events, asked, &whereabouts, &publish, &handle, &on_report) => Err(anyhow::anyhow!("the watch has ended")),
+            () = evidence::run(handle.clone(), leads) => Err(anyhow::anyhow!("nobody puts together what agents see")),
             () = shutdown => Ok(()),
         }
     }

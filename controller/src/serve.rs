@@ -1,19 +1,20 @@
 //! One stream per agent: what it lacks goes down, its answers come up.
 //!
 //! One update is under way per agent until it answers; what changes meanwhile goes out as one difference to the newest
-//! state, so a slow agent never makes a queue. Nothing goes out before the source has told all that exists: an agent that
+//! state, so a slow agent never makes a queue. What all agents see of instances goes the same way, and is answered like a revision. Nothing goes out before the source has told all that exists: an agent that
 //! comes early keeps what it has. An agent that talks nonsense ends its own stream and nobody else's.
 
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use switchyard_proto::v1;
 use switchyard_proto::v1::agent_message::Message;
 use switchyard_proto::v1::switchyard_server::{Switchyard, SwitchyardServer};
 use tokio::sync::{mpsc, watch};
-use tokio_stream::Stream;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::wrappers::{ReceiverStream, WatchStream};
+use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::run::Report;
@@ -25,6 +26,8 @@ pub mod admin;
 pub mod agents;
 /// Who may connect.
 pub mod door;
+/// What agents see, put together.
+pub mod evidence;
 /// Controllers among themselves.
 pub mod relay;
 /// Certificates.
@@ -34,6 +37,7 @@ pub mod webhook;
 
 use agents::{Agents, Connected};
 use door::Door;
+use evidence::Shared;
 
 /// An agent says who it is within this time.
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
@@ -73,6 +77,7 @@ impl Serve {
 #[tonic::async_trait]
 impl Switchyard for Serve {
     type SubscribeStream = Pin<Box<dyn Stream<Item = Result<v1::Update, Status>> + Send>>;
+    type ShareStream = Pin<Box<dyn Stream<Item = Result<v1::ShareReply, Status>> + Send>>;
 
     async fn subscribe(
         &self,
@@ -96,6 +101,13 @@ impl Switchyard for Serve {
         self.door.admit_controller(request.metadata(), &self.agents.refusals)?;
         relay::take(&self.agents, request.into_inner()).await.map(Response::new)
     }
+
+    async fn share(&self, request: Request<v1::ShareRequest>) -> Result<Response<Self::ShareStream>, Status> {
+        self.door.admit_controller(request.metadata(), &self.agents.refusals)?;
+        let own = |shared: Arc<Shared>| if shared.is_anothers { Bytes::new() } else { shared.evidence.clone() };
+        let all = WatchStream::new(self.agents.shared());
+        Ok(Response::new(Box::pin(all.map(move |shared| Ok(v1::ShareReply { evidence: own(shared) })))))
+    }
 }
 
 /// The life of a stream. It ends well when either side goes.
@@ -115,7 +127,9 @@ async fn converse(
     Door::check_node(node.as_deref(), &hello.node, &agents.refusals)?;
     let agent = agents.connect(&hello)?;
     let mut conversation = Conversation::new(hello)?;
+    let mut shared = agents.shared();
     loop {
+        conversation.hand_down(shared.borrow_and_update().evidence.clone());
         let newest = published.borrow_and_update().clone();
         if let Some(update) = newest.and_then(|newest| conversation.next(&newest)) {
             agents.counters.sent(&update);
@@ -131,6 +145,9 @@ async fn converse(
                 None => return Ok(()),
             },
             changed = published.changed() => if changed.is_err() {
+                return Ok(());
+            },
+            changed = shared.changed() => if changed.is_err() {
                 return Ok(());
             },
             () = updates.closed() => return Ok(()),
@@ -150,6 +167,7 @@ fn answer(answer: Answer, agent: &Connected, on_report: &OnReport) {
             agent.rejected(revision, &sent, errors);
         }
         Answer::Reported(report) => return agent.reported(report),
+        Answer::Heard => return,
     }
     let (revision, agents, total) = agent.in_force();
     on_report(Report::InForce { revision, agents, total });
@@ -162,8 +180,20 @@ pub struct Conversation {
     node: String,
     /// What the agent has, or was sent; what it has rejected too, for the same again would be rejected again.
     base: Base,
-    /// The update that has not been answered yet: its revision, and what it was about.
-    under_way: Option<(u64, Vec<Key>)>,
+    /// What is to be handed down of what all agents see, and what was.
+    evidence: (Bytes, Bytes),
+    /// The update that has not been answered yet.
+    under_way: Option<UnderWay>,
+}
+
+/// An update that has not been answered yet.
+#[derive(Debug)]
+struct UnderWay {
+    revision: u64,
+    /// What it was about.
+    about: Vec<Key>,
+    /// It brings evidence, and nothing that could be put in force.
+    is_evidence: bool,
 }
 
 /// What a message from an agent means.
@@ -187,6 +217,8 @@ pub enum Answer {
     },
     /// What it sees.
     Reported(v1::Report),
+    /// It has taken in what all see. That puts nothing in force.
+    Heard,
 }
 
 impl Conversation {
@@ -199,19 +231,28 @@ impl Conversation {
             let key = held.key.and_then(Key::from_wire);
             key.map(|key| (key, held.version)).ok_or_else(|| Status::invalid_argument("Hello names no resource"))
         });
-        Ok(Self { node: hello.node, base: Base::Held(held.collect::<Result<_, _>>()?), under_way: None })
+        Ok(Self { node: hello.node, base: Base::Held(held.collect::<Result<_, _>>()?), ..Self::default() })
+    }
+
+    /// What all agents see is now this, encoded: it goes out with the next update, or as one.
+    pub fn hand_down(&mut self, evidence: Bytes) {
+        self.evidence.0 = evidence;
     }
 
     /// The update to send now: none while one is under way or the agent has the newest. The first may be empty, so that
     /// the agent's answer tells what is in force there.
     pub fn next(&mut self, newest: &Arc<Snapshot>) -> Option<v1::Update> {
         let has_newest = matches!(&self.base, Base::Sent(sent) if sent.revision() == newest.revision());
-        if self.under_way.is_some() || has_newest {
+        let (wanted, sent) = &mut self.evidence;
+        let evidence = (wanted != sent).then(|| wanted.clone());
+        if self.under_way.is_some() || (has_newest && evidence.is_none()) {
             return None;
         }
-        let Delta { update, about } = newest.delta(&self.node, &self.base);
+        sent.clone_from(wanted);
+        let Delta { mut update, about } = newest.delta(&self.node, &self.base);
+        update.evidence = evidence;
         self.base = Base::Sent(newest.clone());
-        self.under_way = Some((update.revision, about));
+        self.under_way = Some(UnderWay { revision: update.revision, about, is_evidence: has_newest });
         Some(update)
     }
 
@@ -222,11 +263,11 @@ impl Conversation {
     pub fn take(&mut self, message: v1::AgentMessage) -> Result<Answer, Status> {
         match message.message {
             Some(Message::Ack(ack)) => {
-                let sent = self.finish(ack.revision)?;
-                Ok(Answer::Acked { revision: ack.revision, sent })
+                let UnderWay { revision, about: sent, is_evidence } = self.finish(ack.revision)?;
+                Ok(if is_evidence { Answer::Heard } else { Answer::Acked { revision, sent } })
             }
             Some(Message::Reject(reject)) => {
-                let sent = self.finish(reject.revision)?;
+                let sent = self.finish(reject.revision)?.about;
                 let named = |error: v1::ResourceError| Some((Key::from_wire(error.key?)?, error.message));
                 let errors = reject.errors.into_iter().map(named).collect::<Option<Vec<_>>>();
                 let errors = errors.ok_or_else(|| Status::invalid_argument("Reject names no resource"))?;
@@ -238,9 +279,9 @@ impl Conversation {
         }
     }
 
-    fn finish(&mut self, revision: u64) -> Result<Vec<Key>, Status> {
+    fn finish(&mut self, revision: u64) -> Result<UnderWay, Status> {
         match self.under_way.take() {
-            Some((sent, about)) if sent == revision => Ok(about),
+            Some(under_way) if under_way.revision == revision => Ok(under_way),
             _ => Err(Status::invalid_argument(format!("an answer to revision {revision}, which is not under way"))),
         }
     }

@@ -83,6 +83,9 @@ pub struct CircuitPolicySpec {
     /// Checks of the instances that are made beside the traffic.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_check: Option<HealthCheck>,
+    /// With the scope Instance: whether what other nodes see of an instance makes a node's circuit of it open sooner.
+    #[serde(default)]
+    pub correlation: Correlation,
     /// Bounds on what is under way at a time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,
@@ -102,6 +105,17 @@ pub enum CircuitScope {
     Instance,
     /// One circuit for all instances of a destination together.
     Destination,
+}
+
+/// Whether nodes tell one another of instances that fail.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Correlation {
+    /// Where two other nodes or more see an instance fail, a node needs fewer failures of its own until its circuit opens, but at least
+    /// one; and the status says how many nodes see it so.
+    #[default]
+    Enabled,
+    /// Each node goes by what it sees itself, and tells nobody.
+    Disabled,
 }
 
 /// Slow replies, which open a circuit by a share of their own.
@@ -258,6 +272,28 @@ pub struct CircuitPolicyStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100))]
     pub circuits: Vec<CircuitStatus>,
+    /// Instances that some nodes see fail, whether or not their circuits are open.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 100))]
+    pub instances: Vec<InstanceStatus>,
+}
+
+/// An instance that some nodes see fail.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct InstanceStatus {
+    /// The Service.
+    pub destination: String,
+    /// The instance.
+    pub instance: String,
+    /// Nodes that have asked it lately.
+    pub nodes: u32,
+    /// Those of them that see it fail.
+    pub failing: u32,
+    /// Those of these that cannot reach it: no connection comes about, or no reply in time.
+    pub unreachable: u32,
+    /// What that says, and where to look.
+    pub message: String,
 }
 
 /// A circuit that is not closed.

@@ -189,6 +189,7 @@ mod tests {
             ("timeout", json!("1m")),
             ("errorRateThreshold", json!("50%")),
             ("maxEjectionPercent", json!("50%")),
+            ("correlation", json!("Enabled")),
             ("override", json!("None")),
             ("scope", json!("Instance")),
             ("backoff", json!({"multiplier": 2, "maxTimeout": "10m", "jitter": "10%"})),

@@ -46,6 +46,7 @@ impl v1::Update {
         }
         let last = parts.len() - 1;
         parts[..last].iter_mut().for_each(|part| part.more = true);
+        parts[last].evidence = self.evidence;
         parts
     }
 
@@ -53,6 +54,7 @@ impl v1::Update {
     pub fn extend(&mut self, next: Self) {
         self.upserts.extend(next.upserts);
         self.removals.extend(next.removals);
+        self.evidence = next.evidence.or(self.evidence.take());
         self.more = next.more;
     }
 }
@@ -65,7 +67,8 @@ mod tests {
     fn parts_are_bounded_and_make_the_whole_again() {
         let resource = |size: usize| v1::Resource { version: "x".repeat(size), ..v1::Resource::default() };
         let removals = vec![v1::ResourceKey::default()];
-        let whole = v1::Update { removals, ..v1::Update::of(7, [10, 10, 500, 10, 90, 10].map(resource)) };
+        let evidence = Some("seen".into());
+        let whole = v1::Update { removals, evidence, ..v1::Update::of(7, [10, 10, 500, 10, 90, 10].map(resource)) };
         let parts = whole.clone().parts(100);
         let sizes: Vec<usize> = parts.iter().map(|part| part.upserts.len()).collect();
         assert_eq!(sizes, [2, 1, 1, 1, 1]);

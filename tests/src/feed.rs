@@ -55,6 +55,7 @@ struct Service {
 #[tonic::async_trait]
 impl Switchyard for Service {
     type SubscribeStream = Pin<Box<dyn Stream<Item = Result<v1::Update, Status>> + Send>>;
+    type ShareStream = tokio_stream::Empty<Result<v1::ShareReply, Status>>;
 
     async fn subscribe(
         &self,
@@ -70,6 +71,9 @@ impl Switchyard for Service {
     }
 
     async fn relay(&self, _: Request<Streaming<v1::RelayMessage>>) -> Result<Response<v1::RelayReply>, Status> {
+        Err(Status::unimplemented("there is no other controller"))
+    }
+    async fn share(&self, _: Request<v1::ShareRequest>) -> Result<Response<Self::ShareStream>, Status> {
         Err(Status::unimplemented("there is no other controller"))
     }
 }

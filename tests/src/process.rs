@@ -221,6 +221,18 @@ impl Switchyard {
         Self::of(Self::agent_process(controller, state), None).await
     }
 
+    /// The same of a node of this name, once it is ready.
+    pub async fn agent_of(controller: SocketAddr, node: &str) -> Self {
+        let state = tempfile::tempdir().unwrap();
+        let controller = format!("http://{controller}");
+        let mut args = vec!["--controller", &controller, "--state", path(state.path()), "--drain", "1", "--node", node];
+        args.extend(["--http", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+        let process = Process::start("switchyard-agent", args);
+        let agent = Self::of(process, Some(state)).await;
+        agent.ready().await;
+        agent
+    }
+
     /// The same, not waited for in any way.
     pub fn agent_process(controller: SocketAddr, state: &Path) -> Process {
         let controller = format!("http://{controller}");
@@ -378,6 +390,11 @@ impl Controller {
         let (agents, admin) = (addresses["agents"], addresses["admin"]);
         let of = |name| addresses.get(name).copied();
         Self { process, agents, admin, webhook: of("webhook"), health: of("health"), _home: None }
+    }
+
+    /// What `/config` shows.
+    pub async fn config(&self) -> Value {
+        serde_json::from_str(&client::get(self.admin, "admin", "/config").await.unwrap().text()).unwrap()
     }
 
     /// A metric, as for [`Switchyard::metric`].

@@ -373,3 +373,60 @@ async fn circuits_are_held_from_the_command_line_and_let_go() {
     let (code, said) = circuits(&["hold", "open", "nobody", "-n", "shop", "--for", "1m", "--why", "x"]);
     assert!(code == Some(2) && said.contains("shop/nobody"), "{code:?} {said}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_nodes_see_of_an_instance_is_put_together_whichever_controller_they_are_connected_to() {
+    let Some(cluster) = Cluster::start().await else { return };
+    let one = Controller::in_cluster(&cluster, "one").await;
+    one.process.says(0, &["revision 1"]).await;
+    let two = Controller::in_cluster(&cluster, "two").await;
+    let mut agents = Vec::new();
+    for (name, controllers) in [("a", [&one, &two]), ("b", [&two, &one]), ("c", [&one, &two]), ("d", [&two, &one])] {
+        let token = cluster.node(name);
+        agents.push(Switchyard::of_node(&cluster, &controllers, name, &token).await);
+    }
+    cluster.apply("apiVersion: v1\nkind: Service\nmetadata: {name: my-service, namespace: shop}\nspec: {ports: [{name: http, port: 80}]}\n");
+    let instance = Backend::start_on(own_address(), "v1");
+    endpoint(&cluster, &instance, "ready: true");
+    cluster.apply(
+        "apiVersion: switchyard.dev/v1alpha1\nkind: CircuitPolicy\nmetadata: {name: circuit, namespace: shop}\n\
+         spec: {targetRefs: [{name: my-service}], window: 10m, timeout: 10m}\n",
+    );
+    says(&cluster, "circuitpolicy", "circuit", "Ready", "True", "Ready").await;
+    let ask = async |agent: &Switchyard| {
+        client::ask(agent.http, get_request("my-service.shop", "/")).await.map(|reply| reply.status.as_u16()).ok()
+    };
+    for agent in &agents {
+        wait_for("the agent knows the instance", async || ask(agent).await == Some(200)).await;
+    }
+    // One of each controller, and the others have asked it too.
+    instance.fail();
+    for agent in &agents[..2] {
+        for _ in 0..5 {
+            assert_eq!(ask(agent).await, Some(500));
+        }
+    }
+    for agent in &agents[2..] {
+        wait_for("all are told the same", async || {
+            let circuit = agent.circuit_of(instance.address).await.unwrap();
+            circuit["others"] == json!({"failing": 2, "asked": 3})
+        })
+        .await;
+    }
+    let instances = || cluster.get("shop", "circuitpolicy", "circuit")["status"]["instances"].clone();
+    wait_for("the status says it", async || {
+        instances()[0]["message"] == "2 of 4 nodes see it fail: look at what is asked of it from a, b"
+    })
+    .await;
+    let wanted = json!({"destination": "shop/my-service", "instance": instance.address.to_string(), "nodes": 4, "failing": 2, "unreachable": 0});
+    for (field, value) in wanted.as_object().unwrap() {
+        assert_eq!(&instances()[0][field], value, "{field}");
+    }
+    let described = cluster.kubectl(&["describe", "-n", "shop", "circuitpolicy", "circuit"]);
+    assert!(described.contains("2 of 4 nodes see it fail"), "{described}");
+    // It takes ceil(5 x 1/3) failures of its own.
+    assert_eq!(
+        [ask(&agents[2]).await, ask(&agents[2]).await, ask(&agents[2]).await],
+        [Some(500), Some(500), Some(503)]
+    );
+}

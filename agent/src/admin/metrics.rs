@@ -171,6 +171,23 @@ impl Collector {
             let labels: Labels<'_, 3> = [("service", service), ("target", target), ("policy", policy)];
             gauge(&mut metric, &labels, i64::from(circuit.breaker.is_kept_in()))?;
         }
+        for (name, help, of) in [
+            ("switchyard_circuit_others_failing", "Other nodes that see an instance fail.", 0),
+            (
+                "switchyard_circuit_others_asked",
+                "Other nodes that have asked an instance of which some see it fail.",
+                1,
+            ),
+        ] {
+            let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for (circuit, (service, target, policy)) in all.iter().zip(&named) {
+                let others = circuit.breaker.others();
+                if others.asked > 0 {
+                    let labels: Labels<'_, 3> = [("service", service), ("target", target), ("policy", policy)];
+                    gauge(&mut metric, &labels, i64::from([others.failing, others.asked][of]))?;
+                }
+            }
+        }
         let help = "Health checks of an instance.";
         let mut metric = encoder.encode_descriptor("switchyard_health_checks", help, None, MetricType::Counter)?;
         for (service, target, policy) in &named {

@@ -8,6 +8,8 @@
 //! A failure, or a slow reply, that finds too few requests in the window for a share is judged again by the request that makes them
 //! enough. A circuit that would open and may not, for too many others are out, goes on counting and is judged again by each request.
 //!
+//! What other nodes see of the instance is one word beside the state, read with a failure and never with a good reply.
+//!
 //! Invariants, each with its test:
 //! - no more than `half_open_requests` probes of one half-open spell are under way (`no_more_probes_than_allowed_pass`,
 //!   also with four threads: `four_threads_never_have_more_probes_than_allowed`);
@@ -17,10 +19,10 @@
 //! - all of this whatever the order in which threads come and memory becomes visible: `agent/tests/model.rs` goes through them all.
 
 use super::atomic::{
-    AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release,
+    AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release,
 };
 use super::ejections::Ejections;
-pub use super::machine::{Answer, Outcome, Reason, Refusal, Settings, State, Ticket, Transition};
+pub use super::machine::{Answer, Others, Outcome, Reason, Refusal, Settings, State, Ticket, Transition};
 use super::machine::{Circuit, MOST_OPENINGS};
 use super::window::Window;
 pub use super::window::{Counts, Millis};
@@ -57,7 +59,34 @@ pub struct Breaker {
     question: AtomicU8,
     /// Health checks fail, whether or not that takes it out.
     unhealthy: AtomicBool,
+    /// A packed [`Others`].
+    others: AtomicU64,
+    /// A packed [`Lately`].
+    lately: AtomicU16,
     window: Window,
+}
+
+/// The last failures, up to [`Lately::MOST`], as long as any is remembered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lately {
+    /// How many are known.
+    pub failures: u8,
+    /// A bit for each, the newest lowest: the instance was not reached.
+    unreached: u8,
+}
+
+impl Lately {
+    /// So many are remembered.
+    const MOST: u8 = 8;
+
+    /// Whether the instance was not reached with most of them.
+    pub fn is_unreached(self) -> bool {
+        self.unreached.count_ones() * 2 > u32::from(self.failures)
+    }
+
+    fn and(self, unreached: bool) -> Self {
+        Self { failures: (self.failures + 1).min(Self::MOST), unreached: self.unreached << 1 | u8::from(unreached) }
+    }
 }
 
 impl Breaker {
@@ -68,6 +97,8 @@ impl Breaker {
             row: AtomicU32::new(0),
             question: AtomicU8::new(question::NONE),
             unhealthy: AtomicBool::new(false),
+            others: AtomicU64::new(0),
+            lately: AtomicU16::new(0),
             window: Window::new(workers),
         }
     }
@@ -92,6 +123,38 @@ impl Breaker {
     /// What the window holds.
     pub fn counts(&self, settings: &Settings, now: Millis) -> Counts {
         self.window.counts(now, settings.window_ms)
+    }
+
+    /// How other nodes find the instance, from here on.
+    pub fn set_others(&self, others: Others) {
+        self.others.store(others.pack(), Relaxed);
+    }
+
+    /// How other nodes find the instance.
+    pub fn others(&self) -> Others {
+        Others::unpack(self.others.load(Relaxed))
+    }
+
+    /// Takes note of what kind of failure there was. Of two that come at once one may be lost.
+    pub fn note_failure(&self, unreached: bool) {
+        let Lately { failures, unreached } = self.lately().and(unreached);
+        self.lately.store(u16::from_le_bytes([failures, unreached]), Relaxed);
+    }
+
+    /// The last failures.
+    pub fn lately(&self) -> Lately {
+        let [failures, unreached] = self.lately.load(Relaxed).to_le_bytes();
+        Lately { failures, unreached }
+    }
+
+    /// They are of no account any more.
+    pub fn forget_lately(&self) {
+        self.lately.store(0, Relaxed);
+    }
+
+    /// Failures since the last success.
+    pub fn row(&self) -> u32 {
+        self.row.load(Relaxed)
     }
 
     /// Whether it would be open if it might: too many others are out.
@@ -219,14 +282,18 @@ impl Breaker {
         if !failed && !slow && before == question::NONE {
             return None;
         }
+        // What others see weighs only with a failure of this node's own.
+        let others = if failed { self.others() } else { Others::default() };
+        let lowered = settings.beside(others);
         let counts = self.counts(settings, moment.now);
         let too_few = counts.total < u64::from(settings.minimum_requests);
         let after = if too_few { question::TOO_FEW } else { question::NONE };
         if before != after {
             self.question.store(after, Relaxed);
         }
-        let in_a_row = failed && row >= settings.failure_threshold;
-        if in_a_row { Some(Reason::ConsecutiveFailures(row)) } else { settings.against(counts) }
+        let in_a_row = failed && row >= lowered.failure_threshold;
+        let reason = if in_a_row { Some(Reason::ConsecutiveFailures(row)) } else { lowered.against(counts) };
+        reason.and_then(|reason| settings.credit(reason, others))
     }
 
     fn record_probe(

@@ -7,6 +7,9 @@
 //!
 //! Health checks are evidence of their own: when they fail nothing passes, and when they are good again it is closed, or, if the traffic
 //! had opened it, probes begin.
+//!
+//! What other nodes see ([`Others`]) never opens a circuit: it only makes a failure of this node's own weigh more
+//! (`no_circuit_opens_without_a_failure_of_its_own`).
 
 use std::fmt;
 
@@ -214,6 +217,26 @@ pub enum Reason {
     ChecksGood,
     /// Its policy asks for no health checks any more.
     Unchecked,
+    /// Fewer failures in a row than the policy asks for, since others see it fail.
+    FewerFailures {
+        /// In a row.
+        row: u32,
+        /// What the policy asks for.
+        of: u32,
+        /// Who sees it fail.
+        others: Others,
+    },
+    /// The share of failures in a window with fewer requests than the policy asks for, since others see it fail.
+    FewerRequests {
+        /// Requests that failed.
+        failed: u64,
+        /// All requests.
+        total: u64,
+        /// What the policy asks for.
+        of: u32,
+        /// Who sees it fail.
+        others: Others,
+    },
 }
 
 impl fmt::Display for Reason {
@@ -233,7 +256,53 @@ impl fmt::Display for Reason {
             Self::ChecksFailed(checks) => write!(f, "health-check: {checks} failed in a row"),
             Self::ChecksGood => f.write_str("health-check: it is good again"),
             Self::Unchecked => f.write_str("health-check: none is made any more"),
+            Self::FewerFailures { row, of, others } => {
+                write!(f, "{} (of {of}; {others})", Self::ConsecutiveFailures(*row))
+            }
+            Self::FewerRequests { failed, total, of, others } => {
+                write!(f, "{failed} of {total} requests failed (of {of} that it takes; {others})")
+            }
         }
+    }
+}
+
+/// How other nodes find the instance: of those that have asked it lately, how many see it fail.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Others {
+    /// See it fail; no more than `asked`.
+    pub failing: u32,
+    /// Have asked it.
+    pub asked: u32,
+}
+
+/// So many others must see an instance fail before that says anything: a fault of one node is none of the instance.
+const FEWEST_OTHERS: u32 = 2;
+
+impl Others {
+    /// What is left of so many failures, or requests, that a policy asks for: the fewer, the larger the share of others that see the
+    /// instance fail; at least one, so that no circuit opens without a failure of its own.
+    fn lower(self, count: u32) -> u32 {
+        let (asked, well) = (u64::from(self.asked), u64::from(self.asked.saturating_sub(self.failing)));
+        if self.failing < FEWEST_OTHERS || asked == 0 {
+            return count;
+        }
+        // No more than `count`, as `well` is no more than `asked`.
+        ((u64::from(count) * well).div_ceil(asked) as u32).max(1)
+    }
+
+    pub(super) fn pack(self) -> u64 {
+        u64::from(self.failing) << 32 | u64::from(self.asked)
+    }
+
+    pub(super) fn unpack(word: u64) -> Self {
+        Self { failing: (word >> 32) as u32, asked: word as u32 }
+    }
+}
+
+impl fmt::Display for Others {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let see = if self.failing == 1 { "sees" } else { "see" };
+        write!(f, "{} of {} other nodes {see} it fail", self.failing, self.asked)
     }
 }
 
@@ -366,6 +435,30 @@ impl Circuit {
 }
 
 impl Settings {
+    /// What is asked of a failure of this node's own while others find the instance so.
+    pub(super) fn beside(&self, others: Others) -> Self {
+        Self {
+            failure_threshold: others.lower(self.failure_threshold),
+            minimum_requests: others.lower(self.minimum_requests),
+            ..*self
+        }
+    }
+
+    /// The reason with the part that others have in it, if it would not have been one without them. They see it fail, and say nothing
+    /// about slow replies.
+    pub(super) fn credit(&self, reason: Reason, others: Others) -> Option<Reason> {
+        Some(match reason {
+            Reason::ConsecutiveFailures(row) if row < self.failure_threshold => {
+                Reason::FewerFailures { row, of: self.failure_threshold, others }
+            }
+            Reason::ErrorRate { failed, total } if total < u64::from(self.minimum_requests) => {
+                Reason::FewerRequests { failed, total, of: self.minimum_requests, others }
+            }
+            Reason::SlowRate { total, .. } if total < u64::from(self.minimum_requests) => return None,
+            reason => reason,
+        })
+    }
+
     /// What the window says against the instance.
     pub(super) fn against(&self, counts: Counts) -> Option<Reason> {
         let Counts { total, failed, slow } = counts;

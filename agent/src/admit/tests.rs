@@ -3,4 +3,5 @@
 mod breaker;
 mod checks;
 mod ejections;
+mod others;
 mod parity;

@@ -1,6 +1,7 @@
 //! One check of one instance, on a connection of its own: that it can be made is part of the question.
 
 use std::pin::pin;
+use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{Method, Request, Response, StatusCode, Uri, header};
@@ -21,6 +22,32 @@ const MOST_GRPC_BYTES: usize = 4096;
 /// `ServingStatus.SERVING`.
 const SERVING: i32 = 1;
 
+/// A check that failed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Failed {
+    /// What is wrong, for people.
+    pub why: String,
+    /// The instance was not reached: no connection came about, or no answer in time.
+    pub unreached: bool,
+}
+
+impl Failed {
+    fn unconnected(error: std::io::Error) -> Self {
+        Self { why: format!("cannot connect: {error}"), unreached: true }
+    }
+
+    /// No answer came in time.
+    pub(super) fn late(timeout: Duration) -> Self {
+        Self { why: format!("no answer within {} ms", timeout.as_millis()), unreached: true }
+    }
+}
+
+impl From<String> for Failed {
+    fn from(why: String) -> Self {
+        Self { why, unreached: false }
+    }
+}
+
 #[derive(Clone, PartialEq, Message)]
 struct HealthCheckRequest {
     #[prost(string, tag = "1")]
@@ -36,9 +63,13 @@ struct HealthCheckResponse {
 /// Checks it.
 ///
 /// # Errors
-/// What is wrong, for people.
-pub(super) async fn make(checked: &Checked) -> Result<(), String> {
-    let stream = TcpStream::connect(checked.address).await.map_err(|error| format!("cannot connect: {error}"))?;
+/// What is wrong.
+pub(super) async fn make(checked: &Checked) -> Result<(), Failed> {
+    let stream = TcpStream::connect(checked.address).await.map_err(Failed::unconnected)?;
+    Ok(ask(checked, stream).await?)
+}
+
+async fn ask(checked: &Checked, stream: TcpStream) -> Result<(), String> {
     match &checked.check.check {
         Check::Tcp => Ok(()),
         Check::Http(path) if checked.protocol == v1::Protocol::Http2 => {

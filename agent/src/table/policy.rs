@@ -49,6 +49,16 @@ impl Outcome {
         matches!(self, Self::ConnectFailure | Self::RefusedStream)
     }
 
+    /// Whether the instance was not reached: no connection came about, or no reply in time (`answered`: one had begun). One that broke a
+    /// connection, or refused a stream, was there to do so.
+    pub fn is_unreached(self, answered: bool) -> bool {
+        match self {
+            Self::ConnectFailure => true,
+            Self::Timeout => !answered,
+            _ => false,
+        }
+    }
+
     /// Whether it says nothing about the instance.
     pub fn says_nothing(self) -> bool {
         matches!(self, Self::CallersFault | Self::CallersBody | Self::CallersLimit | Self::Overloaded(_))
@@ -151,6 +161,8 @@ pub struct CircuitSettings {
     pub slow_after: Option<Duration>,
     /// Which share of the instances of the policy's target may be out at a time, in parts per million.
     pub max_ejection_ppm: u32,
+    /// What this node and others see of its instances is put together.
+    pub correlated: bool,
     /// How the instances are checked.
     pub health_check: Option<HealthCheck>,
     /// Bounds on what is under way.
@@ -271,6 +283,7 @@ impl From<&v1::CircuitPolicy> for CircuitSettings {
             failures: wire.failures.as_ref().map(Conditions::from).unwrap_or_default(),
             slow_after: wire.slow_calls.map(|slow| Duration::from_millis(slow.duration_ms)),
             max_ejection_ppm: wire.max_ejection_ppm.unwrap_or(1_000_000),
+            correlated: wire.correlated,
             health_check: wire.health_check.as_ref().and_then(HealthCheck::from_wire),
             limits: wire.limits.map(|limits| limits::Limits {
                 connections: limits.max_connections,

@@ -6,7 +6,7 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use switchyard_crds::circuit_policy::{CircuitScope, Fallback, HealthCheck};
+use switchyard_crds::circuit_policy::{CircuitScope, Correlation, Fallback, HealthCheck};
 use switchyard_crds::hold::Hold;
 use switchyard_crds::retry_policy::Strategy;
 use switchyard_crds::route_rule::HeaderValue;
@@ -167,6 +167,7 @@ fn circuit(policy: &CircuitPolicy, target: v1::Selector) -> v1::CircuitPolicy {
             note: hold.note(),
         }),
         fallback: spec.fallback.as_ref().map(|given| fallback(policy, given)),
+        correlated: spec.correlation == Correlation::Enabled && spec.scope == CircuitScope::Instance,
     }
 }
 

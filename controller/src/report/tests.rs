@@ -43,7 +43,7 @@ fn agent(node: &str, revision: u64) -> AgentView {
 
 fn status(key: &ObjectKey, standing: &Standing, agents: &[AgentView], circuits: &[CircuitStatus], now: &str) -> Value {
     let in_force = InForce { published: published("x", 7), agents: agents.to_vec() };
-    super::status(key, standing, &in_force, circuits, now)
+    super::status(key, standing, &in_force, Traffic { circuits, ..Traffic::default() }, now)
 }
 
 #[test]

@@ -15,14 +15,14 @@ use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, CustomResourceExt as _};
 use serde_json::{Value, json};
-use switchyard_crds::circuit_policy::CircuitStatus;
+use switchyard_crds::circuit_policy::{CircuitStatus, InstanceStatus};
 use switchyard_crds::{CircuitPolicy, RetryPolicy, RouteRule};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::compile::qualified;
 use crate::object::{Kind, ObjectKey};
-use crate::report::{InForce, status};
+use crate::report::{InForce, Traffic, status};
 use crate::run::Handle;
 use crate::standing::{Standing, Standings};
 
@@ -60,7 +60,8 @@ pub async fn run(client: Client, handle: Handle, mut leads: watch::Receiver<bool
             let newest = standings.borrow_and_update().clone();
             agents.mark_unchanged();
             let in_force = InForce { published: handle.routes(), agents: handle.agents().views(&handle.routes()) };
-            let again = writer.write(&newest, &in_force, &handle.agents().circuits()).await;
+            let instances = handle.agents().shared().borrow().clone();
+            let again = writer.write(&newest, &in_force, &handle.agents().circuits(), &instances.shown).await;
             tokio::select! {
                 changed = standings.changed() => if changed.is_err() { return },
                 changed = agents.changed() => if changed.is_err() { return },
@@ -90,6 +91,7 @@ impl Writer {
         standings: &Standings,
         in_force: &InForce,
         circuits: &BTreeMap<String, Vec<CircuitStatus>>,
+        instances: &BTreeMap<String, Vec<InstanceStatus>>,
     ) -> Instant {
         let now = Instant::now();
         let time = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
@@ -98,8 +100,12 @@ impl Writer {
         self.failed.retain(|key, _| standings.contains_key(key));
         let mut due = Vec::new();
         for (key, standing) in standings {
-            let of_it = circuits.get(&qualified(&key.object_name())).map(Vec::as_slice).unwrap_or_default();
-            let is_everywhere = of_it.is_empty() && in_force.lacking(standing).is_empty();
+            let name = qualified(&key.object_name());
+            let of_it = Traffic {
+                circuits: circuits.get(&name).map(Vec::as_slice).unwrap_or_default(),
+                instances: instances.get(&name).map(Vec::as_slice).unwrap_or_default(),
+            };
+            let is_everywhere = of_it.is_well() && in_force.lacking(standing).is_empty();
             let is_same = |(before, agents): &(Arc<Standing>, usize)| {
                 Arc::ptr_eq(before, standing) && *agents == in_force.agents.len()
             };

@@ -98,12 +98,14 @@ fn registry(handle: &Handle) -> Registry {
     let agents = handle.agents().all();
     let revision = handle.snapshot().map(|snapshot| snapshot.revision()).unwrap_or_default();
     let acked = agents.iter().map(|agent| agent.revision).min().unwrap_or_default();
+    let instances = handle.agents().shared().borrow().instances;
     let findings = handle.findings();
     let count = |severity| findings.iter().filter(|finding| finding.severity == severity).count();
     let gauges = [
         ("revision", "Revision that is published", revision as i64),
         ("revision_acked", "Revision that every connected agent has answered", acked as i64),
         ("agents", "Agents that are connected", agents.len() as i64),
+        ("instances_failing", "Instances that some nodes see fail, as agents are told", instances as i64),
         ("errors", "Findings that keep an object or a file out", count(Severity::Error) as i64),
         ("warnings", "Findings that let an object pass", count(Severity::Warning) as i64),
     ];
@@ -133,5 +135,7 @@ fn config(handle: &Handle) -> Value {
         "resources": resources.collect::<serde_json::Map<_, _>>(),
         "agents": agents.collect::<Vec<_>>(),
         "findings": handle.findings(),
+        // By policy.
+        "instances": handle.agents().shared().borrow().shown,
     })
 }

@@ -14,12 +14,20 @@ use switchyard_proto::v1;
 use tokio::sync::watch;
 use tonic::Status;
 
+use crate::correlate::Views;
 use crate::report::AgentView;
 use crate::serve::door::Refusals;
+use crate::serve::evidence::Shared;
 use crate::snapshot::{Key, Routes};
 
 /// Circuits that one agent may tell of; more are not kept. Bounds what a broken agent can do.
 const MAX_CIRCUITS: usize = 10_000;
+
+/// Instances that one agent may tell of.
+const MAX_VIEWS: usize = 1000;
+
+/// What a controller that does not lead tells of what its agents see, at most: some 3 MB.
+const MAX_TOLD_VIEWS: usize = 20_000;
 
 /// Open circuits that a status shows.
 const SHOWN_CIRCUITS: usize = 100;
@@ -36,6 +44,8 @@ pub struct Agents {
     list: Mutex<List>,
     /// Grows whenever anything here changes.
     changes: watch::Sender<u64>,
+    /// What all agents see of instances, those of other controllers too.
+    shared: watch::Sender<Arc<Shared>>,
     /// What has been sent to all of them.
     pub counters: Counters,
     /// Who was not let in.
@@ -68,6 +78,8 @@ pub struct Agent {
     pub rejected: BTreeMap<Key, String>,
     /// Circuits that are not closed there, by Service and target.
     pub circuits: BTreeMap<(String, String), v1::CircuitTransition>,
+    /// What it sees of instances.
+    pub views: Arc<Vec<v1::InstanceView>>,
 }
 
 #[derive(Debug, Default)]
@@ -90,6 +102,8 @@ pub struct Others {
     pub agents: BTreeMap<String, AgentView>,
     /// Circuits that are not closed there.
     pub circuits: Vec<v1::CircuitTransition>,
+    /// What its agents see of instances.
+    pub views: Views,
 }
 
 /// An agent's entry in the list, for as long as its stream lasts.
@@ -219,16 +233,49 @@ impl Agents {
         by_policy.into_iter().map(|(policy, circuits)| (policy, circuits.into_values().collect())).collect()
     }
 
+    /// What each node sees of instances: that of its newest stream.
+    pub fn instance_views(&self) -> Views {
+        let list = self.list();
+        let others = list.others.values().flat_map(|other| &other.views);
+        let mut views: Views = others.map(|(node, views)| (node.clone(), views.clone())).collect();
+        views.extend(list.agents.values().map(|agent| (agent.node.clone(), agent.views.clone())));
+        views
+    }
+
+    /// What all agents see, as it is handed down and shown.
+    pub fn shared(&self) -> watch::Receiver<Arc<Shared>> {
+        self.shared.subscribe()
+    }
+
+    /// All agents see this now.
+    pub fn share(&self, shared: Shared) {
+        let mut is_shown = false;
+        self.shared.send_if_modified(|before| {
+            let is_change = **before != shared;
+            is_shown = before.shown != shared.shown;
+            if is_change {
+                *before = Arc::new(shared);
+            }
+            is_change
+        });
+        if is_shown {
+            self.changed();
+        }
+    }
+
     /// What a controller that does not lead tells of its agents.
     pub(super) fn to_tell(&self) -> (Vec<v1::AgentState>, Vec<v1::CircuitTransition>) {
         let list = self.list();
-        let state = |agent: &Agent| {
+        let mut room = MAX_TOLD_VIEWS;
+        let mut state = |agent: &Agent| {
+            let views: Vec<_> = agent.views.iter().take(room).cloned().collect();
+            room -= views.len();
             let error = |(key, message): (&Key, &String)| v1::ResourceError {
                 key: Some(key.to_wire()),
                 message: message.clone(),
             };
             let rejected = agent.rejected.iter().map(error).collect();
-            v1::AgentState { node: agent.node.clone(), revision: agent.revision, rejected }
+            v1::AgentState { node: agent.node.clone(), revision: agent.revision, rejected, views }
         };
         // Of a node that is there twice, the newest stream counts, which comes last.
         let states: BTreeMap<_, _> = list.agents.values().map(|agent| (&agent.node, state(agent))).collect();
@@ -266,6 +313,15 @@ impl Agents {
     }
 }
 
+/// Of what an agent tells of instances, that which can be one.
+pub(super) fn taken(views: Vec<v1::InstanceView>) -> Vec<v1::InstanceView> {
+    let can_be = |view: &v1::InstanceView| {
+        let names = [&view.namespace, &view.service, &view.policy];
+        names.iter().all(|name| name.len() <= 2 * MAX_NODE_BYTES) && view.target.parse::<std::net::SocketAddr>().is_ok()
+    };
+    views.into_iter().filter(can_be).take(MAX_VIEWS).collect()
+}
+
 impl Connected {
     /// The agent's node.
     pub fn node(&self) -> &str {
@@ -293,6 +349,9 @@ impl Connected {
     pub fn reported(&self, report: v1::Report) {
         let mut list = self.agents.list();
         let Some(agent) = list.agents.get_mut(&self.stream) else { return };
+        if let Some(views) = report.views {
+            agent.views = Arc::new(taken(views.instances));
+        }
         for circuit in report.transitions {
             let key = (format!("{}/{}", circuit.namespace, circuit.service), circuit.target.clone());
             if circuit.state == "closed" {

@@ -1,4 +1,5 @@
-//! Controllers among themselves: each that does not lead tells the leader of its agents, so that status counts all of them.
+//! Controllers among themselves: each that does not lead tells the leader of its agents, so that status counts all of them, and hears
+//! from it what all agents together see of instances.
 //!
 //! Keeps true: what is told is whole each time, so nothing has to be remembered of what was told before but the published routes;
 //! a controller that is gone takes its agents off the list, and they count as cut off until they are somewhere again. Whoever tells
@@ -15,11 +16,13 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
 use tonic::{Status, Streaming};
 
+use crate::correlate::Views;
 use crate::object::ServiceKey;
 use crate::report::AgentView;
 use crate::report::lead::{self, Standing};
 use crate::run::Handle;
-use crate::serve::agents::{Agents, Others};
+use crate::serve::agents::{Agents, Others, taken};
+use crate::serve::evidence::Shared;
 use crate::serve::tls::{Authority, Names};
 use crate::snapshot::{Key, Routes};
 
@@ -45,16 +48,19 @@ pub(super) async fn take(
             let entry = |p: v1::Published| (ServiceKey { namespace: p.namespace, name: p.name }, (p.version, p.since));
             published = Arc::new(routes.published.into_iter().map(entry).collect());
         }
-        let view = |state: v1::AgentState| {
+        let mut views = Views::new();
+        let mut view = |state: v1::AgentState| {
+            views.insert(state.node.clone(), Arc::new(taken(state.views)));
             let rejected = |error: v1::ResourceError| Some((Key::from_wire(error.key?)?.service, error.message));
             let rejected = state.rejected.into_iter().filter_map(rejected).collect();
             let view = AgentView { node: state.node, published: published.clone(), revision: state.revision, rejected };
             (view.node.clone(), view)
         };
         let others = Others {
-            agents: message.agents.into_iter().map(view).collect(),
+            agents: message.agents.into_iter().map(&mut view).collect(),
             published: published.clone(),
             circuits: message.circuits,
+            views,
         };
         agents.of_other(&teller.name, Some(others));
     }
@@ -117,7 +123,10 @@ async fn tell(
     let mut client = SwitchyardClient::new(endpoint.connect().await?);
     let (messages, receiver) = mpsc::channel(1);
     let mut request = tonic::Request::new(ReceiverStream::new(receiver));
-    request.metadata_mut().insert("authorization", format!("Bearer {}", authority.shared_secret()).parse()?);
+    let authorization = format!("Bearer {}", authority.shared_secret());
+    request.metadata_mut().insert("authorization", authorization.parse()?);
+    let mut asking = tonic::Request::new(v1::ShareRequest {});
+    asking.metadata_mut().insert("authorization", authorization.parse()?);
     let mut changes = handle.agents().changes();
     let mut known = None;
     let telling = async {
@@ -136,10 +145,36 @@ async fn tell(
             tokio::time::sleep(GATHER).await;
         }
     };
+    let mut listening = client.clone();
+    let hearing = async {
+        let mut replies = match listening.share(asking).await {
+            Ok(replies) => replies.into_inner(),
+            // An older leader tells nothing of this, and all else works.
+            Err(status) if status.code() == tonic::Code::Unimplemented => std::future::pending().await,
+            Err(status) => return Err(status.into()),
+        };
+        let _heard = Heard { agents: handle.agents() };
+        while let Some(v1::ShareReply { evidence }) = replies.message().await? {
+            handle.agents().share(Shared { evidence, is_anothers: true, ..Shared::default() });
+        }
+        anyhow::Ok(())
+    };
     tokio::select! {
         result = telling => result,
+        result = hearing => result,
         reply = client.relay(request) => reply.map(drop).map_err(Into::into),
         _ = leads.wait_for(|leads| *leads) => Ok(()),
+    }
+}
+
+/// What the leader told is no more when it cannot be heard any more, however that comes.
+struct Heard<'a> {
+    agents: &'a Agents,
+}
+
+impl Drop for Heard<'_> {
+    fn drop(&mut self) {
+        self.agents.share(Shared::default());
     }
 }
 

@@ -117,3 +117,67 @@ fn a_revision_is_in_force_only_where_nothing_of_it_was_rejected() {
     drop(one);
     assert_eq!(two.in_force(), (3, 1, 1));
 }
+
+#[test]
+fn evidence_goes_out_with_a_revision_or_alone_and_nothing_goes_out_while_it_is_under_way() {
+    let mut newest = snapshot(&["a"]);
+    let mut conversation = Conversation::new(hello(Held::new())).unwrap();
+    conversation.hand_down("seen".into());
+    let first = conversation.next(&newest).unwrap();
+    assert_eq!((first.upserts.len(), first.evidence.as_deref()), (2, Some(&b"seen"[..])), "the first update has it");
+    assert!(matches!(conversation.take(ack(1)), Ok(Answer::Acked { revision: 1, .. })));
+    assert_eq!(conversation.next(&newest), None, "what was handed down is not handed down again");
+
+    conversation.hand_down("seen otherwise".into());
+    let alone = conversation.next(&newest).unwrap();
+    assert_eq!((alone.revision, alone.upserts.len(), alone.removals.len()), (1, 0, 0));
+    assert_eq!(alone.evidence.as_deref(), Some(&b"seen otherwise"[..]));
+    Arc::make_mut(&mut newest).advance();
+    conversation.hand_down(Bytes::new());
+    assert_eq!(conversation.next(&newest), None, "one is under way");
+    assert_eq!(conversation.take(ack(1)).unwrap(), Answer::Heard, "it puts nothing in force");
+    let both = conversation.next(&newest).unwrap();
+    assert_eq!((both.revision, both.evidence.as_deref()), (2, Some(&b""[..])), "there is none any more");
+    assert!(matches!(conversation.take(ack(2)), Ok(Answer::Acked { revision: 2, .. })));
+    assert_eq!(conversation.next(&newest), None);
+}
+
+#[test]
+fn without_evidence_updates_have_none() {
+    let mut conversation = Conversation::new(hello(Held::new())).unwrap();
+    conversation.hand_down(Bytes::new());
+    assert_eq!(conversation.next(&snapshot(&["a"])).unwrap().evidence, None);
+}
+
+#[test]
+fn what_an_agent_sees_goes_with_its_stream_and_the_newest_stream_of_a_node_counts() {
+    let agents = Arc::new(Agents::default());
+    let connect = |node: &str| agents.connect(&v1::Hello { node: node.to_owned(), ..v1::Hello::default() }).unwrap();
+    let sees = |agent: &Connected, targets: &[&str]| {
+        let view = |target: &&str| v1::InstanceView { target: (*target).to_owned(), ..v1::InstanceView::default() };
+        let views = Some(v1::InstanceViews { instances: targets.iter().map(view).collect() });
+        agent.reported(v1::Report { views, ..v1::Report::default() });
+    };
+    let seen = |node: &str| agents.instance_views().get(node).map_or(0, |views| views.len());
+    let (one, old) = (connect("one"), connect("two"));
+    sees(&one, &["10.0.0.1:80", "no instance"]);
+    sees(&old, &["10.0.0.1:80", "10.0.0.2:80"]);
+    assert_eq!((seen("one"), seen("two")), (1, 2));
+    one.reported(v1::Report::default());
+    assert_eq!(seen("one"), 1, "a report of circuits takes nothing back");
+    let new = connect("two");
+    sees(&new, &["10.0.0.1:80"]);
+    assert_eq!(seen("two"), 1);
+    drop(old);
+    assert_eq!(seen("two"), 1);
+    drop((new, one));
+    assert_eq!((seen("one"), seen("two")), (0, 0));
+
+    // Those of another controller's agents count until it is gone.
+    let message = v1::InstanceView { target: "10.0.0.1:80".to_owned(), ..v1::InstanceView::default() };
+    let views = crate::correlate::Views::from([("far".to_owned(), Arc::new(vec![message]))]);
+    agents.of_other("b", Some(agents::Others { views, ..agents::Others::default() }));
+    assert_eq!(seen("far"), 1);
+    agents.of_other("b", None);
+    assert_eq!(seen("far"), 0);
+}

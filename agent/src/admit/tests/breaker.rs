@@ -232,6 +232,8 @@ struct Plain {
     /// Time of each request since it was last closed, and whether it failed and whether it was slow.
     events: Vec<(u64, bool, bool)>,
     closed_at: u64,
+    /// How others find it.
+    others: Others,
 }
 
 fn failed_and_slow(outcome: Outcome) -> (bool, bool) {
@@ -252,7 +254,8 @@ enum Pass {
 impl Plain {
     fn new(settings: Settings) -> Self {
         let (state, events) = (State::Closed, Vec::new());
-        Self { settings, life: 0, state, openings: 0, row: 0, undecided: false, events, closed_at: 0 }
+        let others = Others::default();
+        Self { settings, life: 0, state, openings: 0, row: 0, undecided: false, events, closed_at: 0, others }
     }
 
     fn ask(&mut self, now: u64) -> Pass {
@@ -271,8 +274,17 @@ impl Plain {
         }
     }
 
-    /// Whether the window asks to open.
-    fn bad_window(&mut self, now: u64) -> bool {
+    /// What is left of a count for a failure: the smallest that is at least its share of those who see it well.
+    fn left_of(&self, count: u32) -> u32 {
+        let Others { failing, asked } = self.others;
+        if failing < 2 {
+            return count;
+        }
+        (1..count).find(|left| left * asked >= count * (asked - failing)).unwrap_or(count)
+    }
+
+    /// Whether the window asks to open, after a failure or another request.
+    fn bad_window(&mut self, now: u64, failure: bool) -> bool {
         let bucket = |time: u64| (time - self.closed_at) / (self.settings.window_ms / 10);
         let lately: Vec<_> = self.events.iter().filter(|(time, ..)| bucket(*time) + 10 > bucket(now)).collect();
         self.undecided = lately.len() < self.settings.minimum_requests as usize;
@@ -280,7 +292,9 @@ impl Plain {
         let failed = lately.iter().filter(|(_, failed, _)| *failed).count();
         let slow = lately.iter().filter(|(.., slow)| *slow).count();
         let too_slow = self.settings.slow_rate_ppm.is_some_and(|ppm| reached(slow, ppm));
-        !self.undecided && (reached(failed, self.settings.error_rate_ppm) || too_slow)
+        let least = if failure { self.left_of(self.settings.minimum_requests) } else { self.settings.minimum_requests };
+        let too_many = lately.len() >= least as usize && reached(failed, self.settings.error_rate_ppm);
+        too_many || (!self.undecided && too_slow)
     }
 
     /// `until` is what the breaker under test drew, within the bounds that this model checks.
@@ -290,8 +304,8 @@ impl Plain {
                 let (failed, slow) = failed_and_slow(outcome);
                 self.events.push((now, failed, slow));
                 self.row = if failed { self.row + 1 } else { 0 };
-                let bad = (failed || slow || self.undecided) && self.bad_window(now);
-                if bad || self.row >= self.settings.failure_threshold {
+                let bad = (failed || slow || self.undecided) && self.bad_window(now, failed);
+                if bad || self.row >= self.left_of(self.settings.failure_threshold) {
                     self.open(0, now, until);
                 }
             }
@@ -301,7 +315,8 @@ impl Plain {
                 if failed || slow {
                     self.open(self.openings + 1, now, until);
                 } else if u32::from(successes) >= self.settings.success_threshold {
-                    *self = Self { life: self.life + 1, closed_at: now, ..Self::new(self.settings) };
+                    let others = self.others;
+                    *self = Self { life: self.life + 1, closed_at: now, others, ..Self::new(self.settings) };
                 } else {
                     self.state = State::HalfOpen { in_flight: in_flight - 1, successes };
                 }
@@ -325,6 +340,7 @@ impl Plain {
 #[derive(Clone, Debug)]
 enum Step {
     Wait(u64),
+    Others(Others),
     Ask,
     Record { which: prop::sample::Index, outcome: Outcome, worker: usize, random: u32 },
 }
@@ -340,9 +356,16 @@ fn step() -> impl Strategy<Value = Step> {
     let record = (any::<prop::sample::Index>(), outcome, 0..2usize, any::<u32>());
     prop_oneof![
         1 => prop_oneof![0..50u64, 0..5000u64].prop_map(Step::Wait),
+        1 => others().prop_map(Step::Others),
         4 => Just(Step::Ask),
         4 => record.prop_map(|(which, outcome, worker, random)| Step::Record { which, outcome, worker, random }),
     ]
+}
+
+prop_compose! {
+    fn others()(asked in 0..20u32)(failing in 0..=asked, asked in Just(asked)) -> Others {
+        Others { failing, asked }
+    }
 }
 
 prop_compose! {
@@ -384,6 +407,10 @@ proptest! {
         for step in steps {
             match step {
                 Step::Wait(milliseconds) => now += milliseconds,
+                Step::Others(others) => {
+                    breaker.set_others(others);
+                    plain.others = others;
+                }
                 Step::Ask => {
                     let answer = breaker.ask(&settings, Millis(now));
                     let expected = plain.ask(now);
@@ -413,6 +440,32 @@ proptest! {
                 Step::Record { .. } => {}
             }
             prop_assert_eq!(breaker.state(), plain.state);
+        }
+    }
+
+    #[test]
+    fn no_circuit_opens_without_a_failure_of_its_own(
+        settings in settings(), all in prop::collection::vec((others(), any::<bool>()), 1..100),
+    ) {
+        let bench = Bench::new(Settings { slow_rate_ppm: None, ..settings });
+        for (others, cancelled) in all {
+            bench.breaker.set_others(others);
+            prop_assert_eq!(bench.send(if cancelled { Outcome::Cancelled } else { GOOD }), None);
+        }
+    }
+
+    #[test]
+    fn what_others_see_never_makes_it_open_later(
+        settings in settings(), others in others(), outcomes in prop::collection::vec(prop_oneof![Just(GOOD), Just(BAD)], 1..60),
+    ) {
+        let (alone, beside) = (Bench::new(settings), Bench::new(settings));
+        beside.breaker.set_others(others);
+        for outcome in outcomes {
+            let alone = alone.send(outcome);
+            if beside.send(outcome).is_some() {
+                return Ok(());
+            }
+            prop_assert_eq!(alone, None);
         }
     }
 
