@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::admit::breaker::{Breaker, Reason, Settings, State, Transition};
 use crate::admit::ejections::Ejections;
-use crate::admit::limits::InUse;
+use crate::admit::limits::{self, InUse};
 use crate::admit::window::Millis;
 use crate::clock;
 use crate::record::metrics::{Retries, Series, SeriesKey, series_key};
@@ -467,9 +467,14 @@ impl Runtime {
     }
 
     /// What is under way of what a policy bounds, under the name of its target.
-    pub fn in_use(&self, service: &ServiceKey, target: &str) -> Arc<InUse> {
+    pub fn in_use(&self, service: &ServiceKey, target: &str, limits: limits::Limits) -> Arc<InUse> {
         let workers = self.workers;
-        find(&mut self.kept().in_use, (service.clone(), target.to_owned()), || InUse::new(workers))
+        let in_use = find(&mut self.kept().in_use, (service.clone(), target.to_owned()), || InUse::new(workers));
+        if let Some(adaptive) = limits.adaptive {
+            let since_1970 = u64::try_from(clock::unix_millis()).unwrap_or(0);
+            in_use.adapt(adaptive, self.millis(clock::now()), since_1970);
+        }
+        in_use
     }
 
     /// All that is under way of what policies bound: Service, target, how much.
