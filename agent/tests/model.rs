@@ -276,10 +276,7 @@ fn checks_and_the_traffic_share_the_room() {
     let circuits = Circuit::set_of(2);
     circuits[1].fail(1);
     let (checked, fails) = (of(&circuits[0]), of(&circuits[1]));
-    both(
-        move || checked.breaker.checks_failed(3, checked.set.as_deref()),
-        move || fails.send(BAD, Millis(0)),
-    );
+    both(move || checked.breaker.checks_failed(3, checked.set.as_deref()), move || fails.send(BAD, Millis(0)));
     assert_eq!(circuits.iter().filter(|circuit| circuit.is_out()).count(), 1);
     assert_eq!(circuits.iter().filter(|circuit| circuit.breaker.is_kept_in()).count(), 1);
 }

@@ -148,6 +148,15 @@ impl World {
         limits[10]
     }
 
+    /// The median of the work.
+    fn without_load_ms(&self) -> f64 {
+        let varies = match self.work {
+            Work::Steady => 1.0,
+            Work::Varied => std::f64::consts::LN_2,
+        };
+        self.takes * varies / 1000.0
+    }
+
     fn baseline_ms(&self) -> f64 {
         self.nodes[0].adaptive.baseline().unwrap().as_secs_f64() * 1000.0
     }
@@ -204,11 +213,7 @@ fn the_baseline_stays_through_half_an_hour_of_overload() {
                 println!("{nodes} nodes, {work:?}: baseline {:.1} ms, limits {}", world.baseline_ms(), world.limit());
             }
         }
-        let without_load = match work {
-            Work::Steady => takes_ms,
-            Work::Varied => takes_ms * std::f64::consts::LN_2,
-        };
-        let (drifted, good) = (world.baseline_ms() / without_load, last.good as f64 / world.capacity(60));
+        let (drifted, good) = (world.baseline_ms() / world.without_load_ms(), last.good as f64 / world.capacity(60));
         let (p50, limit) = (last.p50() / world.takes, f64::from(world.usual_limit()) / places as f64);
         println!("{nodes} nodes, {work:?}: baseline {drifted:.2}, limit {limit:.2}, p50 {p50:.2}, good {good:.3}");
         assert!((0.4..=most).contains(&drifted), "{nodes} nodes, {work:?}: the baseline is {drifted} of what it was");
@@ -235,6 +240,8 @@ fn a_service_that_is_slower_for_good_is_found_out_and_one_that_is_quick_again_to
             world.baseline_ms()
         );
         assert!(good > 0.5, "{work:?}: {good}");
+        let found = world.baseline_ms() / world.without_load_ms();
+        assert!((0.75..1.35).contains(&found), "{work:?}: slower: the baseline is {found} of what it is now");
         let after = world.run(30).good as f64 / world.capacity(30);
         let limit = world.usual_limit();
         assert!((36..=80).contains(&limit) && after >= 0.9, "{work:?}: slower: {limit} {after}");
