@@ -102,7 +102,7 @@ pub async fn soak(length: Duration) -> Soak {
         let (agent, controller) = (world.agent.process.usage(), world.controller.process.usage());
         let (good, bad) = (seen.good.load(Relaxed), seen.bad.lock().unwrap().len());
         samples.push(Sample { at: began.elapsed(), agent, controller, good, bad });
-        if samples.len() % 10 == 0 {
+        if samples.len().is_multiple_of(10) {
             println!("{}", samples[samples.len() - 1]);
         }
     }
@@ -177,9 +177,9 @@ impl World {
         self.write_instances();
         // A rule changes, a policy does, and another is there only now and then.
         self.manifests.write("canary.yaml", &canary(1 + tick as u32 % 99, 99 - tick as u32 % 99));
-        let adaptive = if tick % 2 == 0 { "" } else { ", adaptive: {minRequests: 100}" };
+        let adaptive = if tick.is_multiple_of(2) { "" } else { ", adaptive: {minRequests: 100}" };
         let policy = format!("  timeout: {}s\n  limits: {{maxRequests: 500{adaptive}}}\n", 10 + tick % 7);
-        if tick % 5 == 0 {
+        if tick.is_multiple_of(5) {
             self.manifests.remove("circuit.yaml")
         } else {
             self.manifests.write("circuit.yaml", &circuit(&policy))
