@@ -1,5 +1,6 @@
 //! Circuits, ejections, budgets, back-off and load together, simulated in virtual time: clients, agents that restart while the wall clock
-//! is moved, and instances that fail, get slow, vanish and come back. The parts that decide are the agent's own; what is around them (the clock, the network, who is drawn) is made here.
+//! is moved, and instances that fail, get slow, vanish and come back. The parts that decide are the agent's own; what is around them (the
+//! clock, the network, who is drawn) is made here.
 //!
 //! A run is made of its seed alone. `SWITCHYARD_SIMULATION_RUNS=N` makes so many (2000 by default, in seconds);
 //! `SWITCHYARD_SIMULATION_SEED=S` replays one, which a failure names.
@@ -96,7 +97,7 @@ struct Agent {
     runtime: Runtime,
     /// How often it was started before; what it asked in another life comes to nothing.
     life: u32,
-    /// What it wrote when it stopped, how its circuits were then, and how much the wall clock was moved since.
+    /// What it wrote when it stopped, how its circuits were then, and where the wall clock was.
     stopped: Option<(Vec<u8>, Vec<Before>, i64)>,
     known: Vec<Known>,
     ejections: Arc<Ejections>,
@@ -338,8 +339,8 @@ impl World {
             1 => -self.rng.random_range(0..600_000),
             _ => 0,
         };
+        agent.stopped = Some((written.encode_to_vec(), before, self.wall));
         self.wall += moved;
-        agent.stopped = Some((written.encode_to_vec(), before, moved));
         agent.life += 1;
         let gone = [0, 1, 50, 1000, 5000].get(self.rng.random_range(0..5usize)).copied().unwrap();
         let again = self.now + gone + self.rng.random_range(1..2 * WELL_AT);
@@ -350,7 +351,7 @@ impl World {
     /// What was not closed is open for as long as was left by the wall clock, and nothing else is; the budget goes on.
     fn starts(&mut self, number: usize) {
         let agent = &mut self.agents[number];
-        let (written, before, moved) = agent.stopped.take().unwrap();
+        let (written, before, wall) = agent.stopped.take().unwrap();
         let known = Remembered::decode(&*written).unwrap();
         let gone = u64::try_from(self.wall + self.now as i64 - known.written_unix_ms).unwrap_or(0);
         let known = known.aged(self.wall + self.now as i64);
@@ -377,7 +378,7 @@ impl World {
         *agent = Agent { life, ..started };
         agent.known.iter_mut().zip(is_back).for_each(|(known, is_back)| known.is_back = is_back);
         // By a clock that was moved nobody can tell what a window still holds.
-        if moved == 0 {
+        if wall == self.wall {
             (agent.requests, agent.retries) = (requests, retries);
         }
     }
