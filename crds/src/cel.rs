@@ -276,8 +276,7 @@ pub(crate) fn health_check() -> [Value; 2] {
 pub(crate) fn limits() -> [Value; 1] {
     let (least, default) = ("self.adaptive.minRequests", circuit_policy::DEFAULT_MIN_REQUESTS);
     let fits = format!("!has(self.adaptive) || {least} <= self.maxRequests || {least} == {default}");
-    let above = format!("string({least}) + ' is above maxRequests, which is ' + string(self.maxRequests)");
-    [at("adaptive.minRequests", telling(&fits, &above))]
+    [at("adaptive.minRequests", rule(&fits, validate::MIN_ABOVE_MAX))]
 }
 
 /// More than noise.
