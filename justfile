@@ -27,6 +27,10 @@ bench-match *args:
 bench-conflicts:
     cargo bench -p switchyard-controller --bench conflicts
 
+# Load and change of everything for ten minutes, or so many, and whether anything grows.
+soak minutes="10":
+    cargo bench -p switchyard-tests --bench soak -- {{minutes}}
+
 # Looks for input that breaks a promise, as in `just fuzz expressions`; needs cargo-fuzz and a nightly toolchain.
 fuzz target *args:
     cargo +nightly fuzz run {{target}} {{args}}

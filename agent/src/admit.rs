@@ -17,6 +17,8 @@ mod atomic {
     pub(super) use std::sync::{Mutex, MutexGuard};
 }
 
+/// How many requests may be under way, by how long they take.
+pub mod adaptive;
 /// The circuit breaker as threads share it.
 pub mod breaker;
 /// How many of several may be out.
@@ -225,6 +227,16 @@ impl Permit {
         took.is_some_and(|took| took >= slow_after)
     }
 
+    /// What it says about the target's latency: how long a good reply took from when the instance had all of the request, and what its
+    /// policy calls a failure is one. Where the body was not there when it ended, the time was the caller's.
+    fn latency_told(&self, told: Told, judged: breaker::Outcome) -> Told {
+        match (told, judged) {
+            (Told::Good(took), breaker::Outcome::Failure { .. }) => Told::Failed(took),
+            (Told::Good(_), _) => self.reckoned.map_or(Told::Nothing, Told::Good),
+            (told, _) => told,
+        }
+    }
+
     /// `outcome` is absent when the caller went away.
     fn end(&self, outcome: Option<Outcome>, told: Told, now: Instant) {
         let instance = self.table.instance(self.at);
@@ -245,6 +257,9 @@ impl Permit {
             _ => breaker::Outcome::Cancelled,
         };
         record(&self.worker, circuit, self.ticket, judged, now);
+        if let Some(circuit) = circuit {
+            circuit.tell(self.worker.index, self.latency_told(told, judged), self.worker.millis(now));
+        }
         instance.load.end(self.worker.index, told, self.worker.millis(now));
     }
 }

@@ -16,7 +16,7 @@ use crate::matching::{Entry, View};
 use crate::message;
 use crate::refusal::{Reason, Refusal};
 use crate::retry::backoff::Strategy;
-use crate::table::{Destination, Filters, Instance, RetrySettings, Rule, Service, Table, Workload};
+use crate::table::{Circuit, Destination, Filters, Instance, RetrySettings, Rule, Service, Table, Workload};
 use crate::transitions::shown;
 
 /// Everything about one request.
@@ -113,6 +113,9 @@ pub struct Where {
     pub circuit: Option<String>,
     /// What happens to requests while no circuit of it lets them pass.
     pub when_open: Option<String>,
+    /// How many requests may be under way to it now, where that is found out by how long they take.
+    #[serde(default)]
+    pub adaptive: Option<String>,
     /// The retry policy in force, if any.
     pub retry: Option<Retry>,
     /// What is done to requests that go there, and to their replies.
@@ -432,6 +435,7 @@ fn place(
         is_fallback: destination.is_fallback,
         circuit: circuit.map(|c| c.settings.name.to_string()),
         when_open: circuit.map(|_| when_open(rule, destination, instances)),
+        adaptive: circuit.and_then(adaptive),
         retry: instances
             .iter()
             .find_map(|i| i.retry.as_deref())
@@ -456,6 +460,19 @@ fn place(
             })
             .collect(),
     }
+}
+
+/// How many requests may be under way to the policy's target, where that adapts.
+fn adaptive(circuit: &Circuit) -> Option<String> {
+    let (limits, in_use) = (circuit.settings.limits?, circuit.in_use.as_ref()?);
+    let (settings, adaptive) = (limits.adaptive?, in_use.adaptive(limits)?);
+    let latency = match adaptive.baseline() {
+        Some(baseline) => format!("replies take {:.1} ms without load", baseline.as_secs_f64() * 1000.0),
+        None => "the latency without load is not known yet".to_owned(),
+    };
+    let (limit, count) = (adaptive.limit().min(limits.requests), in_use.counts().requests);
+    let (least, most) = (settings.least.min(limits.requests), limits.requests);
+    Some(format!("up to {limit} requests under way at a time, of {least} to {most}; now {count}; {latency}"))
 }
 
 /// What happens to requests while no circuit of a destination lets them pass.

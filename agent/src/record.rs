@@ -3,6 +3,7 @@
 use std::rc::Rc;
 use std::time::Instant;
 
+use crate::admit::limits::Bound;
 use crate::clock;
 use crate::refusal::Reason;
 use crate::table::At;
@@ -63,6 +64,13 @@ impl Exchange {
     /// The status that the caller sees, or for gRPC the HTTP status that stands for it.
     pub fn status(&mut self, status: u16) {
         self.status = status;
+    }
+
+    /// Too much is under way for it.
+    pub fn overloaded(&mut self, bound: Bound) {
+        if let Some(service) = self.service {
+            self.table.at(service).runtime.retries.overloaded(self.worker.index, bound);
+        }
     }
 
     /// The agent answers itself.

@@ -167,6 +167,8 @@ pub struct Refusal {
     pub reason: Reason,
     /// Why, as a line; holds nothing of the request but its Host.
     pub detail: String,
+    /// What there is too much of, where that is why.
+    pub bound: Option<Bound>,
     /// When it may be worth asking again.
     pub retry_after: Option<Duration>,
     status: StatusCode,
@@ -225,12 +227,21 @@ impl From<&v1::DirectResponse> for Canned {
 impl Refusal {
     /// A refusal with its line.
     pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
-        Self { reason, detail: detail.into(), retry_after: None, status: reason.status(), stated: None, canned: None }
+        Self {
+            reason,
+            detail: detail.into(),
+            bound: None,
+            retry_after: None,
+            status: reason.status(),
+            stated: None,
+            canned: None,
+        }
     }
 
     /// There is as much under way to `destination` as this bound allows.
     pub fn overloaded(destination: &str, bound: Bound) -> Self {
-        Self::new(Reason::Overloaded, format!("{destination} has as much under way as {bound} allows"))
+        let detail = format!("{destination} has as much under way as {bound} allows");
+        Self { bound: Some(bound), ..Self::new(Reason::Overloaded, detail) }
     }
 
     /// The HTTP status of the reply.

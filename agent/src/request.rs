@@ -93,6 +93,7 @@ pub async fn handle(
         }
         Err(refusal) => {
             exchange.refused(refusal.reason);
+            refusal.bound.into_iter().for_each(|bound| exchange.overloaded(bound));
             exchange.status(refusal.status().as_u16());
             let closes = caller.line.is_unguarded() || ending && version < Version::HTTP_2;
             let mut reply = if closes { refusal.reply_and_close(facts.grpc) } else { refusal.reply(facts.grpc) };

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::admit::breaker::{Breaker, Reason, Settings, State, Transition};
 use crate::admit::ejections::Ejections;
-use crate::admit::limits::InUse;
+use crate::admit::limits::{self, InUse};
 use crate::admit::window::Millis;
 use crate::clock;
 use crate::record::metrics::{Retries, Series, SeriesKey, series_key};
@@ -31,6 +31,8 @@ const BEFORE_MS: u64 = 86_400_000;
 #[derive(Debug)]
 pub struct Runtime {
     workers: usize,
+    /// The monotonic time; another one where time is simulated.
+    clock: fn() -> Instant,
     start: Instant,
     kept: Mutex<Kept>,
 }
@@ -290,7 +292,12 @@ impl Load {
 impl Runtime {
     /// For an agent with so many workers.
     pub fn new(workers: usize) -> Self {
-        Self { workers: workers.max(1), start: clock::now(), kept: Mutex::default() }
+        Self::with_clock(workers, clock::now)
+    }
+
+    /// The same, with another clock.
+    pub fn with_clock(workers: usize, clock: fn() -> Instant) -> Self {
+        Self { workers: workers.max(1), clock, start: clock(), kept: Mutex::default() }
     }
 
     /// The time that breakers, windows and budgets use: since a day before the agent started.
@@ -321,7 +328,7 @@ impl Runtime {
         };
         let breaker = match known.as_ref().filter(goes_on) {
             Some(known) => {
-                let now = self.millis(clock::now());
+                let now = self.millis((self.clock)());
                 known.breaker.shorten(&settings.breaker, now);
                 if settings.health_check.is_none() {
                     // Its set makes room when it is put together, which follows.
@@ -357,7 +364,7 @@ impl Runtime {
 
     /// A circuit as it was before the agent started. It stays open no longer than its policy can ask for now.
     fn reopened(&self, recalled: &RecalledCircuit, settings: &CircuitSettings) -> Breaker {
-        let now = self.millis(clock::now());
+        let now = self.millis((self.clock)());
         let longest = settings.breaker.open_for_ms(recalled.openings, u32::MAX);
         let state = match recalled.state {
             State::Open { until } => State::Open { until: until.min(now.plus(longest)) },
@@ -371,7 +378,7 @@ impl Runtime {
     /// Takes over what was known before the agent started, as it is now. What is of another policy by the time a table asks for it is
     /// dropped, and so is what none asks for.
     pub fn recall(&self, known: Remembered) {
-        let now = self.millis(clock::now());
+        let now = self.millis((self.clock)());
         let circuits = known.circuits.into_iter().map(|circuit| {
             let openings = u8::try_from(circuit.openings).unwrap_or(u8::MAX);
             let state = match circuit.unhealthy {
@@ -385,7 +392,8 @@ impl Runtime {
             let service = ServiceKey { namespace: budget.namespace.clone(), name: budget.service.clone() };
             ((service, budget.policy.clone()), budget)
         });
-        let recalled = Recalled { circuits: circuits.collect(), budgets: budgets.collect(), since: Some(clock::now()) };
+        let recalled =
+            Recalled { circuits: circuits.collect(), budgets: budgets.collect(), since: Some((self.clock)()) };
         self.kept().recalled = recalled;
     }
 
@@ -393,7 +401,7 @@ impl Runtime {
     /// are not known here.
     pub fn remembered(&self) -> Remembered {
         let kept = self.kept();
-        let now = self.millis(clock::now());
+        let now = self.millis((self.clock)());
         let circuit = |(service, target): &(ServiceKey, String), window_ms, state, openings: u8| {
             let left_ms = match state {
                 State::Closed => return None,
@@ -450,7 +458,7 @@ impl Runtime {
     /// How a policy's circuits are held by hand, in the time that circuits count.
     pub fn held(&self, settings: &CircuitSettings) -> Option<Held> {
         let hold = settings.hold.as_ref()?;
-        Some(hold.held(self.millis(clock::now()), clock::unix_millis()))
+        Some(hold.held(self.millis((self.clock)()), clock::unix_millis()))
     }
 
     /// A set of circuits of a Service under its name, with those that are in it from now on and which share of them may be out.
@@ -459,7 +467,7 @@ impl Runtime {
         let ejections = find(&mut kept.ejections, (service.clone(), set.to_owned()), Ejections::default);
         let circuits: Vec<(Arc<Breaker>, Settings)> =
             members.iter().map(|(_, breaker, settings)| (Arc::clone(breaker), settings.breaker)).collect();
-        for (at, transition) in ejections.set_members(&circuits, share_ppm, self.millis(clock::now())) {
+        for (at, transition) in ejections.set_members(&circuits, share_ppm, self.millis((self.clock)())) {
             let known = kept.breakers.get(&(service.clone(), members[at].0.clone())).map(|e| Arc::clone(&e.value));
             kept.changes.extend(known.map(|known| (known, transition)));
         }
@@ -467,9 +475,14 @@ impl Runtime {
     }
 
     /// What is under way of what a policy bounds, under the name of its target.
-    pub fn in_use(&self, service: &ServiceKey, target: &str) -> Arc<InUse> {
+    pub fn in_use(&self, service: &ServiceKey, target: &str, limits: limits::Limits) -> Arc<InUse> {
         let workers = self.workers;
-        find(&mut self.kept().in_use, (service.clone(), target.to_owned()), || InUse::new(workers))
+        let in_use = find(&mut self.kept().in_use, (service.clone(), target.to_owned()), || InUse::new(workers));
+        if let Some(adaptive) = limits.adaptive {
+            let since_1970 = u64::try_from(clock::unix_millis()).unwrap_or(0);
+            in_use.adapt(adaptive, self.millis((self.clock)()), since_1970);
+        }
+        in_use
     }
 
     /// All that is under way of what policies bound: Service, target, how much.
@@ -576,7 +589,7 @@ impl Runtime {
 
     /// Lets go of what no table has referred to for [`KEPT`].
     pub fn forget_unused(&self) {
-        let now = clock::now();
+        let now = (self.clock)();
         let mut kept = self.kept();
         if kept.recalled.since.is_some_and(|since| now.duration_since(since) >= KEPT) {
             kept.recalled = Recalled::default();

@@ -67,7 +67,7 @@ mod ejections;
 #[path = "../src/admit/machine.rs"]
 mod machine;
 
-use breaker::{Answer, Breaker, Moment, Outcome, Settings, State, Ticket, Transition};
+use breaker::{Answer, Breaker, Moment, Outcome, Reason, Settings, State, Ticket, Transition};
 use ejections::Ejections;
 use window::Millis;
 
@@ -242,6 +242,60 @@ fn room_is_never_forgotten() {
     assert!(circuits[1].is_out(), "there was room");
 }
 
+/// Checks fail while the failure comes that opens it: it is out for both, and comes back when good checks and then a probe say so.
+fn checks_and_the_traffic_take_out_together() {
+    let circuit = Circuit::alone();
+    circuit.fail(1);
+    let (checked, fails) = (of(&circuit), of(&circuit));
+    both(move || checked.breaker.checks_failed(3, None), move || fails.send(BAD, Millis(0)));
+    let State::Unhealthy { opened } = circuit.breaker.state() else { panic!("{:?}", circuit.breaker.state()) };
+    assert!(circuit.ask(LATER).is_none(), "checks fail");
+    circuit.breaker.checks_good(&SETTINGS, Reason::ChecksGood, LATER, None);
+    // The failure was told before the checks took it out, or after: then it counts for nothing.
+    assert_eq!(circuit.is_out(), opened);
+    assert!(circuit.ask(LATER).is_some(), "nothing keeps it out");
+}
+
+/// Good checks come while a request that was let through before is told: it is in, and what is told changes nothing.
+fn good_checks_bring_in_whatever_comes_late() {
+    let circuit = Circuit::alone();
+    circuit.fail(1);
+    let late = circuit.ask(Millis(0)).unwrap();
+    circuit.breaker.checks_failed(3, None);
+    let (checked, comes_late) = (of(&circuit), of(&circuit));
+    both(
+        move || checked.breaker.checks_good(&SETTINGS, Reason::ChecksGood, LATER, None),
+        move || comes_late.record(late, BAD, LATER),
+    );
+    assert!(!circuit.is_out() && !circuit.breaker.is_kept_in());
+    assert_eq!(circuit.send(BAD, LATER), None, "one failure since it is in, of two that it takes");
+}
+
+/// Checks of one fail while the other fails by the traffic: of two one is out, and the other is known to be kept in.
+fn checks_and_the_traffic_share_the_room() {
+    let circuits = Circuit::set_of(2);
+    circuits[1].fail(1);
+    let (checked, fails) = (of(&circuits[0]), of(&circuits[1]));
+    both(move || checked.breaker.checks_failed(3, checked.set.as_deref()), move || fails.send(BAD, Millis(0)));
+    assert_eq!(circuits.iter().filter(|circuit| circuit.is_out()).count(), 1);
+    assert_eq!(circuits.iter().filter(|circuit| circuit.breaker.is_kept_in()).count(), 1);
+}
+
+/// One is brought in by good checks while the checks of the other fail: whatever they see of one another, the next check finds the room.
+fn good_checks_never_forget_the_room() {
+    let circuits = Circuit::set_of(2);
+    let failed = |circuit: &Circuit| circuit.breaker.checks_failed(3, circuit.set.as_deref());
+    assert!(failed(&circuits[0]).is_some());
+    let (well, fails) = (of(&circuits[0]), of(&circuits[1]));
+    both(
+        move || well.breaker.checks_good(&SETTINGS, Reason::ChecksGood, LATER, well.set.as_deref()),
+        move || failed(&fails),
+    );
+    assert!(!circuits[0].is_out());
+    failed(&circuits[1]);
+    assert!(circuits[1].is_out(), "there was room");
+}
+
 /// Instances leave while others fail: afterwards no more are out than may be of those that are left.
 fn who_leaves_makes_no_room() {
     let circuits = Circuit::set_of(4);
@@ -257,7 +311,7 @@ fn who_leaves_makes_no_room() {
 }
 
 fn main() {
-    let models: [(&str, fn()); 8] = [
+    let models: [(&str, fn()); 12] = [
         ("it_opens_once", it_opens_once),
         ("one_probe_passes", one_probe_passes),
         ("a_probe_that_is_given_up_leaves_room_for_one", a_probe_that_is_given_up_leaves_room_for_one),
@@ -266,6 +320,10 @@ fn main() {
         ("one_of_two_goes_out", one_of_two_goes_out),
         ("room_is_never_forgotten", room_is_never_forgotten),
         ("who_leaves_makes_no_room", who_leaves_makes_no_room),
+        ("checks_and_the_traffic_take_out_together", checks_and_the_traffic_take_out_together),
+        ("good_checks_bring_in_whatever_comes_late", good_checks_bring_in_whatever_comes_late),
+        ("checks_and_the_traffic_share_the_room", checks_and_the_traffic_share_the_room),
+        ("good_checks_never_forget_the_room", good_checks_never_forget_the_room),
     ];
     let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let mut passed = 0;

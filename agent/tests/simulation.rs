@@ -1,27 +1,31 @@
-//! Circuits, ejections, budgets, back-off and load together, simulated in virtual time: clients, agents and instances that fail, get slow,
-//! vanish and come back. The parts that decide are the agent's own; what is around them (the clock, the network, who is drawn) is made here.
+//! Circuits, ejections, budgets, back-off and load together, simulated in virtual time: clients, agents that restart while the wall clock
+//! is moved, and instances that fail, get slow, vanish and come back. The parts that decide are the agent's own; what is around them (the
+//! clock, the network, who is drawn) is made here.
 //!
 //! A run is made of its seed alone. `SWITCHYARD_SIMULATION_RUNS=N` makes so many (2000 by default, in seconds);
 //! `SWITCHYARD_SIMULATION_SEED=S` replays one, which a failure names.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods, reason = "a test fails by panicking")]
 
+use std::cell::Cell;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::Method;
+use prost::Message;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use switchyard_agent::admit::breaker::{Answer, Breaker, Moment, Outcome as Judged, Settings, State, Ticket};
 use switchyard_agent::admit::ejections::Ejections;
 use switchyard_agent::admit::window::Millis;
-use switchyard_agent::retry::budget::{Budget, Limits};
+use switchyard_agent::retry::budget::Limits;
 use switchyard_agent::retry::hints::Pushback;
 use switchyard_agent::retry::{self, Ahead, Next, Tries};
-use switchyard_agent::runtime::{Load, Told};
-use switchyard_agent::table::{Outcome, RetrySettings};
+use switchyard_agent::runtime::{Load, Runtime, Told};
+use switchyard_agent::state::remembered::Remembered;
+use switchyard_agent::table::{CircuitSettings, Outcome, RetrySettings, ServiceKey};
 use switchyard_proto::v1;
 
 /// Until then instances are unwell now and then; afterwards all are well.
@@ -47,10 +51,22 @@ enum Event {
     Again { request: usize },
     Ends { asked: usize },
     Changes { instance: usize },
+    Stops { agent: usize },
+    Starts { agent: usize },
+}
+
+thread_local! {
+    /// The time of a run, for what reads a clock.
+    static NOW: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
+fn virtual_now() -> Instant {
+    NOW.get().unwrap()
 }
 
 struct Request {
     agent: usize,
+    life: u32,
     tries: Tries,
     tried: Vec<usize>,
     deadline: Option<u64>,
@@ -77,17 +93,30 @@ struct Known {
 }
 
 struct Agent {
+    /// What outlives tables, and is made anew with each start.
+    runtime: Runtime,
+    /// How often it was started before; what it asked in another life comes to nothing.
+    life: u32,
+    /// What it wrote when it stopped, how its circuits were then, and where the wall clock was.
+    stopped: Option<(Vec<u8>, Vec<Before>, i64)>,
     known: Vec<Known>,
-    ejections: Ejections,
+    ejections: Arc<Ejections>,
     retry: RetrySettings,
     requests: VecDeque<u64>,
     retries: VecDeque<u64>,
 }
 
+/// A circuit as it was when its agent stopped: how long it was to stay open, if it was not closed, and how often it had opened.
+type Before = (Option<u64>, u8);
+
 struct World {
     now: u64,
     start: Instant,
     rng: SmallRng,
+    /// Of the wall clock beside the time of the run.
+    wall: i64,
+    policy: Arc<CircuitSettings>,
+    retries: v1::RetryPolicy,
     settings: Settings,
     /// How many may be out, by the documents.
     most_out: usize,
@@ -100,8 +129,43 @@ struct World {
     asked: Vec<Asked>,
     events: BinaryHeap<Reverse<(u64, u64, Event)>>,
     number: u64,
-    /// Tries, good answers, retries, openings: that something happened at all, and the same each time.
-    tally: [u64; 4],
+    /// Tries, good answers, retries, openings, circuits that were out over a restart: that something happened at all, and the same each
+    /// time.
+    tally: [u64; 5],
+}
+
+impl Agent {
+    /// One that knows this of before.
+    fn start(
+        known: Option<Remembered>,
+        instances: usize,
+        policy: &Arc<CircuitSettings>,
+        limits: Limits,
+        retry: &v1::RetryPolicy,
+    ) -> Self {
+        let runtime = Runtime::with_clock(1, virtual_now);
+        known.into_iter().for_each(|known| runtime.recall(known));
+        let service = ServiceKey { namespace: "shop".into(), name: "a".into() };
+        let known = (0..instances).map(|id| Known {
+            breaker: runtime.breaker(&service, &id.to_string(), policy),
+            load: Load::new(id as u64, 1),
+            probes: HashSet::new(),
+            is_back: false,
+        });
+        let known: Vec<Known> = known.collect();
+        let member = |(id, known): (usize, &Known)| (id.to_string(), Arc::clone(&known.breaker), Arc::clone(policy));
+        let members: Vec<_> = known.iter().enumerate().map(member).collect();
+        let ejections = runtime.ejections(&service, "all", &members, policy.max_ejection_ppm);
+        assert!(runtime.take_changes().is_empty(), "nobody is brought in by a restart");
+        let retry = RetrySettings::new(retry, runtime.budget(&service, "shop/retry", limits));
+        let (requests, retries) = Default::default();
+        Self { runtime, life: 0, stopped: None, known, ejections, retry, requests, retries }
+    }
+
+    /// The time as it counts it, which begins anew with each start.
+    fn now(&self) -> Millis {
+        self.runtime.millis(virtual_now())
+    }
 }
 
 impl World {
@@ -145,26 +209,34 @@ impl World {
             methods: vec!["GET".into()],
             ..Default::default()
         };
-        let agents = (0..rng.random_range(1..4)).map(|_| {
-            let known = (0..instances).map(|id| Known {
-                breaker: Arc::new(Breaker::new(1)),
-                load: Load::new(id as u64, 1),
-                probes: HashSet::new(),
-                is_back: false,
-            });
-            let known: Vec<Known> = known.collect();
-            let ejections = Ejections::default();
-            let members: Vec<_> = known.iter().map(|known| (Arc::clone(&known.breaker), settings)).collect();
-            ejections.set_members(&members, share_percent as u32 * 10_000, Millis(0));
-            let retry = RetrySettings::new(&wire, Arc::new(Budget::new(limits, 1)));
-            Agent { known, ejections, retry, requests: VecDeque::new(), retries: VecDeque::new() }
-        });
+        let policy = v1::CircuitPolicy {
+            failure_threshold: settings.failure_threshold,
+            error_rate_threshold_ppm: settings.error_rate_ppm,
+            minimum_requests: settings.minimum_requests,
+            window_ms: settings.window_ms,
+            timeout_ms: settings.timeout_ms,
+            backoff_multiplier_milli: settings.multiplier_milli,
+            backoff_max_timeout_ms: settings.max_timeout_ms,
+            backoff_jitter_ppm: settings.jitter_ppm,
+            success_threshold: settings.success_threshold,
+            half_open_requests: settings.half_open_requests,
+            max_ejection_ppm: Some(share_percent as u32 * 10_000),
+            ..Default::default()
+        };
+        let policy = Arc::new(CircuitSettings::from(&policy));
+        assert_eq!(policy.breaker, settings);
+        let start = Instant::now();
+        NOW.set(Some(start));
+        let agents = (0..rng.random_range(1..4)).map(|_| Agent::start(None, instances, &policy, limits, &wire));
         let agents: Vec<Agent> = agents.collect();
         let longest_open =
             settings.max_timeout_ms + settings.max_timeout_ms * u64::from(settings.jitter_ppm) / 1_000_000;
         let mut world = Self {
             now: 0,
-            start: Instant::now(),
+            start,
+            wall: rng.random_range(0..1 << 40),
+            policy,
+            retries: wire,
             settings,
             most_out,
             limits,
@@ -175,12 +247,16 @@ impl World {
             asked: Vec::new(),
             events: BinaryHeap::new(),
             number: 0,
-            tally: [0; 4],
+            tally: [0; 5],
             agents,
             rng,
         };
         (0..world.agents.len()).for_each(|agent| world.at(0, Event::Arrives { agent }));
         (0..instances).for_each(|instance| world.at(0, Event::Changes { instance }));
+        for agent in 0..world.agents.len() {
+            let first = world.rng.random_range(0..2 * WELL_AT);
+            world.at(first, Event::Stops { agent });
+        }
         world
     }
 
@@ -189,14 +265,17 @@ impl World {
         self.events.push(Reverse((time, self.number, event)));
     }
 
-    fn run(mut self) -> [u64; 4] {
+    fn run(mut self) -> [u64; 5] {
         while let Some(Reverse((time, _, event))) = self.events.pop() {
             self.now = time;
+            NOW.set(Some(self.start + Duration::from_millis(time)));
             match event {
                 Event::Arrives { agent } => self.arrives(agent),
                 Event::Again { request } => self.ask(request),
                 Event::Ends { asked } => self.ends(asked),
                 Event::Changes { instance } => self.changes(instance),
+                Event::Stops { agent } => self.stops(agent),
+                Event::Starts { agent } => self.starts(agent),
             }
             for agent in &self.agents {
                 let out = agent.known.iter().filter(|known| known.breaker.state() != State::Closed).count();
@@ -237,6 +316,73 @@ impl World {
         self.at((self.now + lasts).min(WELL_AT), Event::Changes { instance });
     }
 
+    /// It writes what it knows, and is gone for a while in which the wall clock may be moved.
+    fn stops(&mut self, number: usize) {
+        // One that stops later has no time to find out who is well.
+        if self.now >= WELL_AT {
+            return;
+        }
+        let agent = &mut self.agents[number];
+        let now = agent.now();
+        let before = agent.known.iter().map(|known| {
+            let left = match known.breaker.state() {
+                State::Closed => None,
+                State::Open { until } => Some(until.0.saturating_sub(now.0)),
+                State::HalfOpen { .. } | State::Unhealthy { .. } => Some(0),
+            };
+            (left, known.breaker.openings())
+        });
+        let before: Vec<Before> = before.collect();
+        let written = Remembered { written_unix_ms: self.wall + self.now as i64, ..agent.runtime.remembered() };
+        let moved = match self.rng.random_range(0..6) {
+            0 => self.rng.random_range(0..600_000),
+            1 => -self.rng.random_range(0..600_000),
+            _ => 0,
+        };
+        agent.stopped = Some((written.encode_to_vec(), before, self.wall));
+        self.wall += moved;
+        agent.life += 1;
+        let gone = [0, 1, 50, 1000, 5000].get(self.rng.random_range(0..5usize)).copied().unwrap();
+        let again = self.now + gone + self.rng.random_range(1..2 * WELL_AT);
+        self.at(self.now + gone, Event::Starts { agent: number });
+        self.at(again, Event::Stops { agent: number });
+    }
+
+    /// What was not closed is open for as long as was left by the wall clock, and nothing else is; the budget goes on.
+    fn starts(&mut self, number: usize) {
+        let agent = &mut self.agents[number];
+        let (written, before, wall) = agent.stopped.take().unwrap();
+        let known = Remembered::decode(&*written).unwrap();
+        let gone = u64::try_from(self.wall + self.now as i64 - known.written_unix_ms).unwrap_or(0);
+        let known = known.aged(self.wall + self.now as i64);
+        let started = Agent::start(Some(known), agent.known.len(), &self.policy, self.limits, &self.retries);
+        let now = started.now();
+        for (instance, ((left, openings), known)) in before.iter().zip(&started.known).enumerate() {
+            let expected = match left {
+                None => State::Closed,
+                Some(left) => State::Open { until: now.plus(left.saturating_sub(gone)) },
+            };
+            assert_eq!(
+                known.breaker.state(),
+                expected,
+                "agent {number}: instance {instance} after a restart, {left:?} {gone}"
+            );
+            assert!(left.is_none() || known.breaker.openings() == *openings, "instance {instance} has opened so often");
+            self.tally[4] += u64::from(left.is_some());
+        }
+        let out = before.iter().filter(|(left, _)| left.is_some()).count();
+        assert_eq!(started.ejections.count(), (out, self.most_out), "its set knows who is out");
+        let is_back: Vec<bool> = agent.known.iter().map(|known| known.is_back).collect();
+        let (requests, retries) = (std::mem::take(&mut agent.requests), std::mem::take(&mut agent.retries));
+        let life = agent.life;
+        *agent = Agent { life, ..started };
+        agent.known.iter_mut().zip(is_back).for_each(|(known, is_back)| known.is_back = is_back);
+        // By a clock that was moved nobody can tell what a window still holds.
+        if wall == self.wall {
+            (agent.requests, agent.retries) = (requests, retries);
+        }
+    }
+
     fn arrives(&mut self, agent: usize) {
         if self.now < self.ends_at {
             let next = self.now + self.rng.random_range(1..2 * self.pace);
@@ -245,17 +391,24 @@ impl World {
         let patience = [100, 1000, 3000].get(self.rng.random_range(0..5usize)).copied();
         let deadline = patience.map(|patience| self.now + patience);
         let (tries, tried) = (Tries::default(), Vec::new());
-        self.requests.push(Request { agent, tries, tried, deadline });
-        self.agents[agent].retry.budget.deposit(0, Millis(self.now));
-        self.agents[agent].requests.push_back(self.now);
+        let asked = &mut self.agents[agent];
+        if asked.stopped.is_some() {
+            return;
+        }
+        self.requests.push(Request { agent, life: asked.life, tries, tried, deadline });
+        asked.retry.budget.deposit(0, asked.now());
+        asked.requests.push_back(self.now);
         self.ask(self.requests.len() - 1);
     }
 
     /// Two at random and the better of them, one that is due at once; else any that can be asked.
     fn ask(&mut self, request: usize) {
-        let now = Millis(self.now);
-        let Request { agent, tried, deadline, .. } = &self.requests[request];
+        let Request { agent, tried, deadline, life, .. } = &self.requests[request];
         let (agent, deadline) = (&mut self.agents[*agent], *deadline);
+        if agent.life != *life {
+            return;
+        }
+        let now = agent.now();
         let count = agent.known.len();
         let mut order: Vec<usize> = (0..count).collect();
         for at in 0..count {
@@ -313,7 +466,10 @@ impl World {
         let Asked { request: number, instance, ticket, since, ends_as } = self.asked[id];
         let request = &mut self.requests[number];
         let agent = &mut self.agents[request.agent];
-        let (now, took) = (Millis(self.now), Duration::from_millis(self.now - since));
+        if agent.life != request.life {
+            return;
+        }
+        let (now, took) = (agent.now(), Duration::from_millis(self.now - since));
         let known = &mut agent.known[instance];
         known.probes.remove(&id);
         let (judged, told) = match ends_as {
@@ -389,19 +545,19 @@ fn whatever_happens_bounds_hold_and_who_is_well_gets_requests_again() {
     };
     println!("seeds {} to {}", seeds[0], seeds[seeds.len() - 1]);
     let began = Instant::now();
-    let mut all = [0u64; 4];
+    let mut all = [0u64; 5];
     for seed in &seeds {
         let ran = std::panic::catch_unwind(|| World::new(*seed).run());
         let tally = ran.unwrap_or_else(|_| panic!("replay it with SWITCHYARD_SIMULATION_SEED={seed}"));
         all.iter_mut().zip(tally).for_each(|(sum, count)| *sum += count);
     }
-    let [tries, good, retries, opened] = all;
+    let [tries, good, retries, opened, out] = all;
     println!(
-        "{} runs in {:?}: {tries} tries, {good} good, {retries} retries, {opened} openings",
+        "{} runs in {:?}: {tries} tries, {good} good, {retries} retries, {opened} openings, {out} circuits out over a restart",
         seeds.len(),
         began.elapsed()
     );
-    assert!(seeds.len() < 100 || (retries > 0 && opened > 0), "nothing went wrong in any run");
+    assert!(seeds.len() < 100 || (retries > 0 && opened > 0 && out > 0), "nothing went wrong in any run");
 }
 
 #[test]

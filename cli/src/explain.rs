@@ -319,6 +319,7 @@ fn text(explanation: &Explanation) -> String {
             if let Some(instead) = place.when_open.as_ref().filter(|_| !place.is_fallback) {
                 lines.push(format!("  while it is open: {instead}"));
             }
+            lines.extend(place.adaptive.iter().map(|limit| format!("  limits.adaptive: {limit}")));
         }
         if let Some(retry) = &place.retry {
             let may =

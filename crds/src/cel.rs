@@ -272,6 +272,21 @@ pub(crate) fn health_check() -> [Value; 2] {
     [rule(&one_of(["path", "grpc", "tcp"]), validate::ONE_CHECK), at("timeout", telling(&fits, longer))]
 }
 
+/// A limit that adapts has room to.
+pub(crate) fn limits() -> [Value; 1] {
+    let (least, default) = ("self.adaptive.minRequests", circuit_policy::DEFAULT_MIN_REQUESTS);
+    let fits = format!("!has(self.adaptive) || {least} <= self.maxRequests || {least} == {default}");
+    [at("adaptive.minRequests", rule(&fits, validate::MIN_ABOVE_MAX))]
+}
+
+/// More than noise.
+pub(crate) fn tolerance() -> [Value; 1] {
+    let least = circuit_policy::LEAST_TOLERANCE;
+    // Two digits before the point are ten or more, unless the first is a zero.
+    let small = "self.matches(r'^(0[0-9]|[0-9])[.%]')";
+    [telling(&format!("!{small}"), &format!("self + ' is less than {least}'"))]
+}
+
 /// One thing stands in.
 pub(crate) fn fallback() -> [Value; 1] {
     [rule("has(self.destination) != has(self.response)", validate::ONE_FALLBACK)]

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::route_rule::{AgentCount, CannedResponse, Condition};
 use crate::target::TargetRef;
 use crate::validate::circuit_policy::{
-    CHECK_INTERVAL, CHECK_TIMEOUT, DEFAULT_CHECK_TIMEOUT, DEFAULT_MAX_TIMEOUT, OPEN, WINDOW,
+    CHECK_INTERVAL, CHECK_TIMEOUT, DEFAULT_CHECK_TIMEOUT, DEFAULT_MAX_TIMEOUT, DEFAULT_MIN_REQUESTS, OPEN, WINDOW,
 };
 use crate::values::{Duration, Percent};
 
@@ -201,6 +201,7 @@ pub struct TcpCheck {}
 /// Bounds on what is under way at a time, per node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = crate::cel::limits()))]
 pub struct Limits {
     /// Connections to the destination.
     #[serde(default = "thousand_and_a_bit")]
@@ -214,6 +215,23 @@ pub struct Limits {
     #[serde(default = "thousand_and_a_bit")]
     #[schemars(range(min = 1, max = 1_000_000))]
     pub max_requests: i32,
+    /// Fewer requests than maxRequests, as many as are answered in good time. Absent: off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adaptive: Option<AdaptiveLimit>,
+}
+
+/// A limit of requests under way that follows their latency.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AdaptiveLimit {
+    /// The limit is never lower, and begins there.
+    #[serde(default = "ten")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub min_requests: i32,
+    /// How much longer than without load replies may take, from 10% to 100%.
+    #[serde(default = "half")]
+    #[schemars(extend("x-kubernetes-validations" = crate::cel::tolerance()))]
+    pub latency_tolerance: Percent,
 }
 
 /// What callers get while a circuit is open; exactly one is given.
@@ -331,6 +349,9 @@ fn three() -> i32 {
 }
 fn five() -> i32 {
     5
+}
+fn ten() -> i32 {
+    DEFAULT_MIN_REQUESTS
 }
 fn twenty() -> i32 {
     20

@@ -59,6 +59,7 @@ pub(crate) const FAULT_NONE: &str = "a delay, an abort or both are given";
 pub(crate) const REDIRECT_STATUS: &str = "a redirect's status is 301, 302, 303, 307 or 308";
 pub(crate) const ONE_CHECK: &str = "exactly one of path, grpc and tcp is given";
 pub(crate) const ONE_FALLBACK: &str = "exactly one of destination and response is given";
+pub(crate) const MIN_ABOVE_MAX: &str = "minRequests is above limits.maxRequests";
 pub(crate) const FALLBACK_ITSELF: &str =
     "the policy's own target stands in for itself: when its circuit is open, so is the fallback's";
 pub(crate) const NO_TIME: &str = "0s leaves no time for any try; leave the field out for no limit";

@@ -38,6 +38,8 @@ pub mod node;
 pub mod process;
 /// Callers and instances that speak bytes.
 pub mod raw;
+/// Everything at once, for long.
+pub mod soak;
 
 pub use binaries::binary;
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
+use std::fmt;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -135,6 +136,17 @@ impl Process {
         std::time::Duration::from_millis(ticks * 10)
     }
 
+    /// What it takes up.
+    pub fn usage(&self) -> Usage {
+        let process = format!("/proc/{}", self.child().id());
+        let files = std::fs::read_dir(format!("{process}/fd")).unwrap();
+        // One may be closed while it is looked at.
+        let files: Vec<_> = files.filter_map(|file| std::fs::read_link(file.ok()?.path()).ok()).collect();
+        let sockets = files.iter().filter(|file| file.to_string_lossy().starts_with("socket:")).count() as u64;
+        let threads = std::fs::read_dir(format!("{process}/task")).unwrap().count() as u64;
+        Usage { memory_kib: self.memory().now_kib, files: files.len() as u64, sockets, threads }
+    }
+
     /// Its memory.
     pub fn memory(&self) -> Memory {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child().id())).unwrap();
@@ -143,6 +155,27 @@ impl Process {
             line.split_whitespace().nth(1).unwrap().parse().unwrap()
         };
         Memory { now_kib: kibibytes("VmRSS:"), peak_kib: kibibytes("VmHWM:") }
+    }
+}
+
+/// What a process takes up.
+#[derive(Clone, Copy, Debug)]
+pub struct Usage {
+    /// In memory (the resident set), in KiB.
+    pub memory_kib: u64,
+    /// Open files of any kind, and the sockets among them.
+    pub files: u64,
+    /// See `files`.
+    pub sockets: u64,
+    /// Threads.
+    pub threads: u64,
+}
+
+impl fmt::Display for Usage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { memory_kib, files, sockets, threads } = self;
+        let mebibytes = *memory_kib as f64 / 1024.0;
+        write!(f, "{mebibytes:.1} MiB, {files} files, {sockets} of them sockets, {threads} threads")
     }
 }
 

@@ -97,6 +97,14 @@ impl Collector {
                 counter(&mut metric, &[("service", service.label.as_str()), ("reason", reason)], count)?;
             }
         }
+        let help =
+            "Of those, requests for which there was too much under way, by the field of the policy that bounds it.";
+        let mut metric = encoder.encode_descriptor("switchyard_overloads", help, None, MetricType::Counter)?;
+        for service in self.0.shared.runtime.all_services() {
+            for (bound, count) in service.retries.overloads().into_iter().filter(|(_, count)| *count > 0) {
+                counter(&mut metric, &[("service", service.label.as_str()), ("bound", bound)], count)?;
+            }
+        }
         Ok(())
     }
 
@@ -234,6 +242,15 @@ impl Collector {
             for (what, count) in of {
                 let labels: Labels<'_, 3> = [("service", &service), ("target", &target), ("of", what)];
                 gauge(&mut metric, &labels, i64::from(count))?;
+            }
+        }
+        let help = "How many requests may be under way, where that is found out by their latency.";
+        let mut metric = encoder.encode_descriptor("switchyard_concurrency_limit", help, None, MetricType::Gauge)?;
+        for (service, target, in_use) in self.0.shared.runtime.all_in_use() {
+            if let Some(limit) = in_use.limit_found() {
+                let service = service.to_string();
+                let labels: Labels<'_, 2> = [("service", &service), ("target", &target)];
+                gauge(&mut metric, &labels, i64::from(limit))?;
             }
         }
         Ok(())

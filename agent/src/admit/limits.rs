@@ -5,11 +5,16 @@
 //! - never more than the bound, however many threads take a slot at a time (`threads_never_have_more_than_the_bound`), but that a worker
 //!   which has no connection at all may make one: what others keep free must not shut it out;
 //! - what is taken is given back by [`Slot`]'s `Drop`, however its request or connection ends;
+//! - requests under way are bounded by the policy's number, and below it by what is found out ([`Adaptive`]) where the policy asks for it;
 //! - without bounds there is nothing here to ask.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
+
+use super::adaptive::{self, Adaptive};
+use super::window::Millis;
+use crate::runtime::Told;
 
 /// The bounds of a policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +24,19 @@ pub struct Limits {
     /// Requests that wait for a connection to be made.
     pub pending: u32,
     /// Requests under way.
+    pub requests: u32,
+    /// Fewer requests than that, as many as the target answers in good time.
+    pub adaptive: Option<adaptive::Settings>,
+}
+
+/// What is under way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Connections, those that are free among them.
+    pub connections: u32,
+    /// Requests that wait for a connection to be made.
+    pub pending: u32,
+    /// Requests.
     pub requests: u32,
 }
 
@@ -31,15 +49,28 @@ pub enum Bound {
     Pending,
     /// [`Limits::requests`].
     Requests,
+    /// [`Limits::adaptive`].
+    Adaptive,
+}
+
+impl Bound {
+    /// All of them, for counters.
+    pub const ALL: [Self; 4] = [Self::Connections, Self::Pending, Self::Requests, Self::Adaptive];
+
+    /// Its field in a policy.
+    pub const fn field(self) -> &'static str {
+        match self {
+            Self::Connections => "limits.maxConnections",
+            Self::Pending => "limits.maxPendingRequests",
+            Self::Requests => "limits.maxRequests",
+            Self::Adaptive => "limits.adaptive",
+        }
+    }
 }
 
 impl fmt::Display for Bound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Connections => "limits.maxConnections",
-            Self::Pending => "limits.maxPendingRequests",
-            Self::Requests => "limits.maxRequests",
-        })
+        f.write_str(self.field())
     }
 }
 
@@ -51,6 +82,8 @@ pub struct InUse {
     connections: Count,
     /// Each worker's own.
     connections_of: Box<[Count]>,
+    /// Made when a policy first asks for it.
+    adaptive: OnceLock<Box<Adaptive>>,
 }
 
 /// A number that all workers change, on a cache line of its own.
@@ -59,8 +92,9 @@ pub struct InUse {
 struct Count(AtomicU32);
 
 impl Count {
-    fn take(&self, most: u32) -> bool {
-        self.0.fetch_update(Relaxed, Relaxed, |count| (count < most).then_some(count + 1)).is_ok()
+    /// How many there were before, or as many as there may be.
+    fn take(&self, most: u32) -> Result<u32, u32> {
+        self.0.fetch_update(Relaxed, Relaxed, |count| (count < most).then_some(count + 1))
     }
 
     fn give_back(&self) {
@@ -88,12 +122,48 @@ impl InUse {
             pending: Count::default(),
             connections: Count::default(),
             connections_of: (0..workers).map(|_| Count::default()).collect(),
+            adaptive: OnceLock::new(),
         }
     }
 
     /// Requests, connections, and requests that wait for one.
-    pub fn counts(&self) -> Limits {
-        Limits { requests: self.requests.get(), connections: self.connections.get(), pending: self.pending.get() }
+    pub fn counts(&self) -> Counts {
+        Counts { requests: self.requests.get(), connections: self.connections.get(), pending: self.pending.get() }
+    }
+
+    /// Finds out from now on how many requests there should be, if it did not before. `since_1970` is the wall clock in milliseconds.
+    pub fn adapt(&self, settings: adaptive::Settings, now: Millis, since_1970: u64) {
+        let workers = self.connections_of.len();
+        self.adaptive.get_or_init(|| Box::new(Adaptive::new(workers, settings, now, since_1970)));
+    }
+
+    /// What is found out, where these limits ask for it.
+    pub fn adaptive(&self, limits: Limits) -> Option<&Adaptive> {
+        limits.adaptive.and_then(|_| self.adaptive.get()).map(Box::as_ref)
+    }
+
+    /// The limit that was found out, if a policy has asked for one.
+    pub fn limit_found(&self) -> Option<u32> {
+        self.adaptive.get().map(|adaptive| adaptive.limit())
+    }
+
+    /// What came of a request.
+    pub fn tell(&self, limits: Limits, worker: usize, told: Told, now: Millis) {
+        if let (Some(settings), Some(adaptive)) = (limits.adaptive, self.adaptive.get()) {
+            adaptive.tell(worker, told, now, settings, limits.requests);
+        }
+    }
+
+    fn take_request(&self, limits: Limits) -> Result<(), Bound> {
+        let Some(adaptive) = self.adaptive(limits) else {
+            return self.requests.take(limits.requests).map_or(Err(Bound::Requests), |_| Ok(()));
+        };
+        let limit = adaptive.limit();
+        let taken = self.requests.take(limit.min(limits.requests));
+        let (Ok(count) | Err(count)) = taken;
+        adaptive.are_under_way(count.saturating_add(1), limit);
+        let bound = if limit < limits.requests { Bound::Adaptive } else { Bound::Requests };
+        taken.map_or(Err(bound), |_| Ok(()))
     }
 
     /// Takes one more, if there may be one.
@@ -102,12 +172,15 @@ impl InUse {
     /// The bound, where it is reached.
     pub fn take(self: &Arc<Self>, bound: Bound, limits: Limits, worker: usize) -> Result<Slot, Bound> {
         let taken = match bound {
-            Bound::Requests => self.requests.take(limits.requests),
-            Bound::Pending => self.pending.take(limits.pending),
+            Bound::Requests | Bound::Adaptive => {
+                self.take_request(limits)?;
+                true
+            }
+            Bound::Pending => self.pending.take(limits.pending).is_ok(),
             Bound::Connections => {
                 let own = &self.connections_of[worker];
                 let most = if own.get() == 0 { u32::MAX } else { limits.connections };
-                let taken = self.connections.take(most);
+                let taken = self.connections.take(most).is_ok();
                 if taken {
                     own.0.fetch_add(1, Relaxed);
                 }
@@ -121,7 +194,7 @@ impl InUse {
 impl Drop for Slot {
     fn drop(&mut self) {
         match self.bound {
-            Bound::Requests => self.of.requests.give_back(),
+            Bound::Requests | Bound::Adaptive => self.of.requests.give_back(),
             Bound::Pending => self.of.pending.give_back(),
             Bound::Connections => {
                 self.of.connections.give_back();
@@ -135,7 +208,7 @@ impl Drop for Slot {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits { connections: 2, pending: 1, requests: 3 };
+    const LIMITS: Limits = Limits { connections: 2, pending: 1, requests: 3, adaptive: None };
 
     #[test]
     fn what_is_dropped_can_be_taken_again_and_each_bound_is_its_own() {
@@ -146,7 +219,7 @@ mod tests {
             held.pop();
             assert!(in_use.take(bound, LIMITS, 0).is_ok());
         }
-        assert_eq!(in_use.counts(), Limits { connections: 0, pending: 0, requests: 0 });
+        assert_eq!(in_use.counts(), Counts::default());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Beside the modules, not in them, as the model check (`agent/tests/model.rs`) compiles those for itself.
 
+mod adaptive;
 mod breaker;
 mod checks;
 mod ejections;

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use crate::admit::limits::Bound;
 use crate::refusal::Reason;
 
 /// Status classes: `1xx` to `5xx`, and `cancelled` for requests whose caller left before there was a status.
@@ -238,6 +239,7 @@ pub struct Retries {
 struct RetryShard {
     outcomes: [[Cell; RETRY_OUTCOMES.len()]; RETRY_REASONS.len()],
     refusals: [Cell; Reason::ALL.len()],
+    overloads: [Cell; Bound::ALL.len()],
     fallbacks: [Cell; Fallback::ALL.len()],
     panics: Cell,
 }
@@ -284,6 +286,11 @@ impl Retries {
         self.shards[worker].refusals[reason as usize].add(1);
     }
 
+    /// Counts a request of these for which there was too much under way.
+    pub fn overloaded(&self, worker: usize, bound: Bound) {
+        self.shards[worker].overloads[bound as usize].add(1);
+    }
+
     /// Counts a request that something else stood in for.
     pub fn fell_back(&self, worker: usize, to: Fallback) {
         self.shards[worker].fallbacks[to as usize].add(1);
@@ -292,6 +299,12 @@ impl Retries {
     /// Counts a try at an instance that would be out if not too many others were.
     pub fn panicked(&self, worker: usize) {
         self.shards[worker].panics.add(1);
+    }
+
+    /// Of the requests that were refused, those for which there was too much under way, by the bound.
+    pub fn overloads(&self) -> [(&'static str, u64); Bound::ALL.len()] {
+        let count = |bound: Bound| self.shards.iter().map(|s| s.overloads[bound as usize].get()).sum();
+        Bound::ALL.map(|bound| (bound.field(), count(bound)))
     }
 
     /// What stood in, and how often.
@@ -348,6 +361,9 @@ mod tests {
     fn every_reason_has_its_own_place() {
         for (position, reason) in Reason::ALL.into_iter().enumerate() {
             assert_eq!(reason as usize, position);
+        }
+        for (position, bound) in Bound::ALL.into_iter().enumerate() {
+            assert_eq!(bound as usize, position);
         }
     }
 }

@@ -1,5 +1,5 @@
 //! A request's body that can be sent again: what has streamed by is kept, up to a limit; past it the body goes on streaming,
-//! and can no longer be sent again.
+//! and can no longer be sent again. The same goes for a body that comes while a worker keeps as much as it may of all of them together.
 //!
 //! One [`Kept`] is shared by the tries of a request, all on one thread. All of them read what is kept; only the newest may read on: an
 //! older one that is still polled has been given up and sees an error.
@@ -16,12 +16,20 @@ use http_body::{Body, Frame, SizeHint};
 use crate::body::{BodyError, Coming, Incoming};
 use crate::message;
 
+/// What a worker keeps at a time, in bytes: policies bound each request's, and a thousand large ones at once are none that they thought of.
+const MOST_KEPT: usize = 64 << 20;
+
+thread_local! {
+    /// What this worker keeps.
+    static KEPT: Cell<usize> = const { Cell::new(0) };
+}
+
 /// What has come of a body so far.
 #[derive(Debug)]
 pub struct Kept<B> {
     source: B,
     whole: SizeHint,
-    frames: Vec<Bytes>,
+    frames: Frames,
     bytes: usize,
     limit: usize,
     overflowed: bool,
@@ -29,6 +37,33 @@ pub struct Kept<B> {
     ended: bool,
     coming: Rc<Cell<Coming>>,
     newest: u32,
+}
+
+/// Frames that are kept, and counted as long as they are.
+#[derive(Debug, Default)]
+struct Frames {
+    all: Vec<Bytes>,
+    bytes: usize,
+}
+
+impl Frames {
+    /// Whether there was room for it.
+    fn push(&mut self, frame: &Bytes) -> bool {
+        let kept = KEPT.get() + frame.len();
+        if kept > MOST_KEPT {
+            return false;
+        }
+        KEPT.set(kept);
+        self.bytes += frame.len();
+        self.all.push(frame.clone());
+        true
+    }
+}
+
+impl Drop for Frames {
+    fn drop(&mut self) {
+        KEPT.set(KEPT.get() - self.bytes);
+    }
 }
 
 /// One try's view of the body, from its beginning.
@@ -56,7 +91,7 @@ where
         Self(Rc::new(RefCell::new(Kept {
             source,
             whole,
-            frames: Vec::new(),
+            frames: Frames::default(),
             bytes: 0,
             limit,
             overflowed,
@@ -99,7 +134,7 @@ where
     pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let mut kept = self.kept.borrow_mut();
         let kept = &mut *kept;
-        if let Some(bytes) = kept.frames.get(self.position) {
+        if let Some(bytes) = kept.frames.all.get(self.position) {
             self.position += 1;
             return Poll::Ready(Some(Ok(Frame::data(bytes.clone()))));
         }
@@ -143,7 +178,7 @@ where
     /// Whether nothing more comes.
     pub fn is_end_stream(&self) -> bool {
         let kept = self.kept.borrow();
-        let all_sent = kept.ended && self.position >= kept.frames.len();
+        let all_sent = kept.ended && self.position >= kept.frames.all.len();
         all_sent && (kept.trailers.is_none() || self.sent_trailers)
     }
 
@@ -160,13 +195,12 @@ impl<B> Kept<B> {
             return 0;
         }
         self.bytes += bytes.len();
-        if self.bytes > self.limit {
+        if self.bytes > self.limit || !self.frames.push(bytes) {
             self.overflowed = true;
             // The try that reads it goes on from the source; nobody will ask for these again.
-            self.frames = Vec::new();
+            self.frames = Frames::default();
             return 0;
         }
-        self.frames.push(bytes.clone());
         1
     }
 }
@@ -226,6 +260,24 @@ mod tests {
                 prop_assert_eq!([sent, read(&mut first, usize::MAX)].concat(), whole);
             }
         }
+    }
+
+    #[test]
+    fn a_worker_keeps_so_much_of_all_bodies_together_and_no_more() {
+        let mebibyte = Bytes::from(vec![b'x'; 1 << 20]);
+        let body = || Replayable::new(Source(vec![mebibyte.clone(); 10].into()), 16 << 20);
+        let bodies: Vec<_> = (0..8).map(|_| body()).collect();
+        for body in &bodies {
+            // Whether or not it is kept, it is passed on.
+            assert_eq!(read(&mut body.next_try(), usize::MAX).len(), 10 << 20);
+        }
+        assert_eq!(bodies.iter().filter(|body| body.can_be_sent_again()).count(), 6);
+        assert_eq!(KEPT.get(), 60 << 20);
+        drop(bodies);
+        assert_eq!(KEPT.get(), 0);
+        let later = body();
+        read(&mut later.next_try(), usize::MAX);
+        assert!(later.can_be_sent_again());
     }
 
     #[test]

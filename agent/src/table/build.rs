@@ -356,7 +356,7 @@ impl Builder<'_> {
             target: target.into(),
             service: service.to_string().into(),
             ejections,
-            in_use: settings.limits.map(|_| self.runtime.in_use(service, &policy.name)),
+            in_use: settings.limits.map(|limits| self.runtime.in_use(service, &policy.name, limits)),
             held: self.runtime.held(settings),
             settings: Arc::clone(settings),
         }

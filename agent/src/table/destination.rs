@@ -12,7 +12,7 @@ use crate::admit::ejections::Ejections;
 use crate::admit::limits::{Bound, InUse, Slot};
 use crate::admit::window::Millis;
 use crate::record::metrics::Series;
-use crate::runtime::Load;
+use crate::runtime::{Load, Told};
 
 /// One weighted destination of a rule.
 #[derive(Debug)]
@@ -124,6 +124,13 @@ impl Circuit {
     /// How it is held by hand now.
     pub fn held(&self, now: Millis) -> Option<Held> {
         self.held.and_then(|held| held.at(now))
+    }
+
+    /// What came of a request, for a limit that adapts.
+    pub fn tell(&self, worker: usize, told: Told, now: Millis) {
+        if let (Some(in_use), Some(limits)) = (&self.in_use, self.settings.limits) {
+            in_use.tell(limits, worker, told, now);
+        }
     }
 
     /// Takes one more of what the policy bounds; nothing, where it bounds nothing.

@@ -7,9 +7,8 @@ use std::time::Duration;
 use http::Method;
 use switchyard_proto::v1;
 
-use crate::admit::breaker;
-use crate::admit::limits;
 use crate::admit::window::Millis;
+use crate::admit::{adaptive, breaker, limits};
 use crate::refusal::Canned;
 use crate::retry::backoff::{Backoff, Strategy};
 use crate::retry::budget::{Budget, Limits};
@@ -289,6 +288,10 @@ impl From<&v1::CircuitPolicy> for CircuitSettings {
                 connections: limits.max_connections,
                 pending: limits.max_pending_requests,
                 requests: limits.max_requests,
+                adaptive: limits.adaptive.map(|adaptive| adaptive::Settings {
+                    least: adaptive.min_requests.max(1),
+                    tolerance_ppm: adaptive.latency_tolerance_ppm.max(1),
+                }),
             }),
             hold: wire.hold.as_ref().map(|hold| Hold {
                 open: hold.open,

@@ -159,6 +159,10 @@ fn circuit(policy: &CircuitPolicy, target: v1::Selector) -> v1::CircuitPolicy {
             max_connections: count(limits.max_connections),
             max_pending_requests: count(limits.max_pending_requests),
             max_requests: count(limits.max_requests),
+            adaptive: limits.adaptive.map(|adaptive| v1::AdaptiveLimit {
+                min_requests: count(adaptive.min_requests),
+                latency_tolerance_ppm: adaptive.latency_tolerance.ppm(),
+            }),
         }),
         // Agents let go by themselves when the time comes, whether there is a controller or not: nothing here depends on a clock.
         hold: Hold::of(policy).map(|hold| v1::Hold {

@@ -1,9 +1,11 @@
 //! What no schema can say of a `CircuitPolicy`.
 
-use crate::circuit_policy::{CircuitPolicy, CircuitPolicySpec, CircuitScope, Fallback, HealthCheck};
+use crate::circuit_policy::{
+    AdaptiveLimit, CircuitPolicy, CircuitPolicySpec, CircuitScope, Fallback, HealthCheck, Limits,
+};
 use crate::findings::Finding;
 use crate::hold;
-use crate::values::Duration;
+use crate::values::{Duration, Percent};
 
 use super::Report;
 use super::conditions::Conditions;
@@ -21,6 +23,9 @@ const A_DAY: Duration = Duration::from_secs(24 * 3600);
 /// did not write: these are never in the way.
 pub(crate) const DEFAULT_MAX_TIMEOUT: Duration = Duration::from_secs(600);
 pub(crate) const DEFAULT_CHECK_TIMEOUT: Duration = Duration::from_secs(1);
+pub(crate) const DEFAULT_MIN_REQUESTS: i32 = 10;
+/// A smaller tolerance is within the noise of most latencies.
+pub(crate) const LEAST_TOLERANCE: Percent = Percent::whole(10);
 
 /// What is wrong with a policy, or likely a mistake; all of it.
 pub fn validate_circuit_policy(policy: &CircuitPolicy) -> Vec<Finding> {
@@ -55,6 +60,9 @@ pub fn validate_circuit_policy(policy: &CircuitPolicy) -> Vec<Finding> {
     }
     if let Some(check) = &spec.health_check {
         report.health_check(check);
+    }
+    if let Some(limits) = &spec.limits {
+        report.limits(limits);
     }
     if let Some(fallback) = &spec.fallback {
         report.fallback(fallback, spec);
@@ -91,6 +99,15 @@ impl Report {
         // The default ends when the next check begins.
         let fits = timeout <= interval || timeout == DEFAULT_CHECK_TIMEOUT;
         self.require(fits, "spec.healthCheck.timeout", message);
+    }
+
+    fn limits(&mut self, limits: &Limits) {
+        let Some(AdaptiveLimit { min_requests: least, latency_tolerance: tolerance }) = limits.adaptive else { return };
+        // The default is no higher than that.
+        let fits = least <= limits.max_requests || least == DEFAULT_MIN_REQUESTS;
+        self.require(fits, "spec.limits.adaptive.minRequests", super::MIN_ABOVE_MAX);
+        let message = format!("{tolerance} is less than {LEAST_TOLERANCE}");
+        self.require(tolerance >= LEAST_TOLERANCE, "spec.limits.adaptive.latencyTolerance", message);
     }
 
     fn fallback(&mut self, fallback: &Fallback, spec: &CircuitPolicySpec) {
