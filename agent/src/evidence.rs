@@ -197,8 +197,11 @@ fn sight(known: &KnownCircuit, checks: &Checks, is_named: bool, now: Millis) -> 
     let counts = breaker.counts(settings, now);
     // One that slow replies alone have opened has no failures.
     let is_out = lately.failures > 0 && (breaker.state() != State::Closed || breaker.is_kept_in());
-    let share = counts.failed * 2_000_000 >= counts.total * u64::from(settings.error_rate_ppm);
-    if is_out || (counts.failed >= FEWEST_FAILURES && (share || u64::from(breaker.row()) >= FEWEST_FAILURES)) {
+    // The share that opens a circuit, of however few requests, or half of the row that does. With less, the nodes would take an instance out
+    // together that none of them may take out alone.
+    let share = counts.failed * 1_000_000 >= counts.total * u64::from(settings.error_rate_ppm);
+    let row = breaker.row().saturating_mul(2) >= settings.failure_threshold;
+    if is_out || (counts.failed >= FEWEST_FAILURES && (share || row)) {
         return Some(if lately.is_unreached() { Sight::Unreached } else { Sight::Failing });
     }
     if counts.failed == 0 && lately.failures > 0 {
