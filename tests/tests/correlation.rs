@@ -183,3 +183,17 @@ async fn what_one_node_cannot_reach_is_shown_and_moves_nobody_elses_circuit() {
         assert_eq!(agent.circuit(instance.address).await.as_deref(), Some("closed"));
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn health_checks_that_fail_are_evidence_without_any_traffic() {
+    let mut instance = Backend::start("v1").await;
+    let manifests = Manifests::of(&[("v1", instance.address)]);
+    manifests.write("circuits.yaml", &policy("v1", "  healthCheck: {tcp: {}, interval: 100ms}\n"));
+    let controller = Controller::start(manifests.path(), "127.0.0.1:0".parse().unwrap()).await;
+    let _agents = agents(&controller, 3).await;
+    instance.kill();
+    let message = "none of 3 nodes can reach it: look whether it runs, and who may connect to it";
+    is_shown(&controller, "v1", message).await;
+    instance.revive().await;
+    wait_for("nothing is said of it any more", async || shown(&controller, "v1").await.is_empty()).await;
+}

@@ -103,9 +103,16 @@ fn what_is_shown_changes_no_more_often_than_it_may() {
     let counts: Vec<_> = written.iter().filter(|second| **second < 60).collect();
     assert_eq!(counts, [&3, &34], "counts alone");
     assert!(written.len() > 8, "another fault is shown soon: {written:?}");
-    let gone = |second| start + Duration::from_secs(second);
-    assert!(!correlation.look(&Views::new(), gone(120)).shown.is_empty(), "and so is its end, not at once");
-    assert!(correlation.look(&Views::new(), gone(126)).is_quiet());
+}
+
+#[test]
+fn what_is_shown_ends_with_the_failure_but_not_at_once() {
+    let (mut correlation, start) = (Correlation::default(), Instant::now());
+    let mut look = |views: &Views, second| correlation.look(views, start + Duration::from_secs(second));
+    look(&views(&[FAILING]), 0);
+    assert_eq!(look(&views(&[FAILING]), 3).shown.len(), 1);
+    assert_eq!(look(&Views::new(), 7).shown.len(), 1);
+    assert!(look(&Views::new(), 8).is_quiet());
 }
 
 #[test]
