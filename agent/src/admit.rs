@@ -227,13 +227,15 @@ impl Permit {
         took.is_some_and(|took| took >= slow_after)
     }
 
-    /// What it says about the target's latency: how long a good reply took from when the instance had all of the request, and what its
-    /// policy calls a failure is one. Where the body was not there when it ended, the time was the caller's.
+    /// What it says about the target's latency: how long a reply took from when the instance had all of the request, and what its policy
+    /// calls a failure is one. Where the instance did not have all of it, the time was the caller's.
     fn latency_told(&self, told: Told, judged: breaker::Outcome) -> Told {
-        match (told, judged) {
-            (Told::Good(took), breaker::Outcome::Failure { .. }) => Told::Failed(took),
-            (Told::Good(_), _) => self.reckoned.map_or(Told::Nothing, Told::Good),
-            (told, _) => told,
+        let has_failed = matches!(judged, breaker::Outcome::Failure { .. }) || matches!(told, Told::Failed(_));
+        match told {
+            Told::Good(_) | Told::Failed(_) if self.answered.is_some() => {
+                self.reckoned.map_or(Told::Nothing, if has_failed { Told::Failed } else { Told::Good })
+            }
+            told => told,
         }
     }
 

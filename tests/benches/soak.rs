@@ -20,7 +20,7 @@ use switchyard_tests::soak::{Sample, soak};
 /// How much more memory there may be: a tenth, and what is kept of names that are gone.
 const MORE: f64 = 1.1;
 /// What is kept of one second's names: an instance, and a Service with an instance, rule and policies ...
-const PER_SECOND_KIB: f64 = 32.0;
+const PER_SECOND_KIB: f64 = 16.0;
 /// ... for so many seconds.
 const KEPT: f64 = 600.0;
 /// How many more sockets there may be: some more for each caller, where the machine was busy and many waited. One that is left over each
