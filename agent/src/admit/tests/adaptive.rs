@@ -1,6 +1,6 @@
 //! Callers that come at random, nodes that each have a limit, and one service that works on so many requests at a time, first come first
 //! served; in virtual time. A run is made of its seed alone, which it says: `SWITCHYARD_SIMULATION_SEED=S` for another one. Where work varies by
-//! chance, about one in fifty is out of the bounds for as long as until the next measurement.
+//! chance, some in a hundred are out of the bounds for as long as until the next measurement.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
