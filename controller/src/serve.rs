@@ -1,8 +1,9 @@
 //! One stream per agent: what it lacks goes down, its answers come up.
 //!
 //! One update is under way per agent until it answers; what changes meanwhile goes out as one difference to the newest
-//! state, so a slow agent never makes a queue. What all agents see of instances goes the same way, and is answered like a revision. Nothing goes out before the source has told all that exists: an agent that
-//! comes early keeps what it has. An agent that talks nonsense ends its own stream and nobody else's.
+//! state, so a slow agent never makes a queue. What all agents see of instances goes the same way, and is answered like a revision.
+//! Nothing goes out before the source has told all that exists: an agent that comes early keeps what it has. An agent that
+//! talks nonsense ends its own stream and nobody else's.
 
 use std::pin::Pin;
 use std::sync::Arc;

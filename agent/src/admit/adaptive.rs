@@ -6,9 +6,10 @@
 //! at a time so gets about `c` times one and half the tolerance: always work, and a short queue.
 //!
 //! Keeps true:
-//! - The baseline does not drift up while a service is overloaded. It follows quicker replies, and those
-//!   that take about as long; it rises further only by a measurement, a window at so low a limit that there is no queue. Measurements are made only while replies are slower than the baseline, and by all
-//!   nodes at the same time of the wall clock: one that steps back alone among many measures the load of the others.
+//! - The baseline does not drift up while a service is overloaded. It follows quicker replies, and those that take about as long; it rises
+//!   further only by a measurement, a window at so low a limit that there is no queue. Measurements are made only while replies are slower
+//!   than the baseline, and by all nodes at the same time of the wall clock: one that steps back alone among many measures the load of the
+//!   others.
 //! - Where a service is slower for good, the limit is not cut for ever: cuts that change nothing are taken back, and the next measurement
 //!   finds the new baseline.
 //! - A failure that comes quickly is not a low latency: what failed or was not waited for counts only if it was slower than the baseline.
