@@ -25,9 +25,14 @@ fn folder() -> PathBuf {
     let folder = test.ancestors().nth(2).unwrap().to_owned();
     let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     build.arg("build").current_dir(repository()).env("CARGO_TARGET_DIR", folder.parent().unwrap());
-    // With the tests, though only the binaries are wanted: their dependencies then have the features that `cargo test --workspace`
-    // gave them, and need not be built again.
-    build.args(["--workspace", "--bins", "--tests"]);
+    if std::env::args().any(|arg| arg == "--bench") {
+        // A benchmark is about what users build, and no tests have been built for it.
+        build.args(["--bins", "-p", "switchyard", "-p", "switchyard-controller", "-p", "switchyard-agent"]);
+    } else {
+        // With the tests, though only the binaries are wanted: their dependencies then have the features that `cargo test --workspace`
+        // gave them, and need not be built again.
+        build.args(["--workspace", "--bins", "--tests"]);
+    }
     if folder.ends_with("release") {
         build.arg("--release");
     }
