@@ -30,7 +30,7 @@ mod http2;
 /// Free connections.
 pub mod pool;
 /// Connections from a caller's own address.
-mod transparent;
+pub(crate) mod transparent;
 
 use pool::Lease;
 pub use transparent::Source;

@@ -152,7 +152,7 @@ mod linux {
     /// # Errors
     /// What nft said.
     pub fn uninstall() -> Result<(), String> {
-        tools::nft(ruleset::removal_of_any())?;
+        tools::nft(ruleset::REMOVAL_OF_ANY)?;
         tools::remove_way();
         Ok(())
     }

@@ -38,6 +38,9 @@ pub mod node;
 pub mod process;
 /// Callers and instances that speak bytes.
 pub mod raw;
+/// A node where an agent takes connections in.
+#[cfg(target_os = "linux")]
+pub mod scene;
 /// Everything at once, for long.
 pub mod soak;
 

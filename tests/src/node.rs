@@ -1,5 +1,5 @@
 //! A node and its pods, as network namespaces: `a` and `b` call, `v1` and `v2` serve. Pods are connected as Calico does it: the node's
-//! end of a pod's link has no address. The plain path is a table of its own, as kube-proxy makes one: it leads every Service to
+//! end of a pod's link has no address; or as the CNI plugin `bridge` and flannel do it: by a bridge of the node's. The plain path is a table of its own, as kube-proxy makes one: it leads every Service to
 //! v1. So who answered says which way a connection went: v1 the plain way, v2 by the rule that tests give the agent.
 //!
 //! Keeps true: addresses are used inside the namespaces only; the namespaces go away with the test, and those that a killed test
@@ -153,8 +153,17 @@ impl Default for Node {
 }
 
 impl Node {
-    /// Makes them.
+    /// Makes them, with a link from the node to each pod.
     pub fn new() -> Self {
+        Self::made(pod)
+    }
+
+    /// Makes them, with all pods on one bridge.
+    pub fn bridged() -> Self {
+        Self::made(pod_on_bridge)
+    }
+
+    fn made(pod: fn(&Namespace, &str, u8) -> Pod) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         remove_what_was_left();
         let prefix = format!("sy{}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed));
@@ -173,7 +182,7 @@ impl Node {
             space.ip(&format!("{family} addr add {address}/{length} dev up0{nodad}"));
             space.ip(&format!("{family} route add default dev up0"));
         }
-        let pod = |number: u8, name: &str| pod(&space, &format!("{prefix}-{name}"), number);
+        let pod = |number, name: &str| pod(&space, &format!("{prefix}-{name}"), number);
         let (a, b, v1, v2) = (pod(1, "a"), pod(2, "b"), pod(3, "v1"), pod(4, "v2"));
         Self { a, b, v1, v2, space }
     }
@@ -228,6 +237,31 @@ fn pod(node: &Namespace, name: &str, number: u8) -> Pod {
     space.ip("-6 route add default via fe80::1 dev eth0");
     node.ip(&format!("route add {v4}/32 dev {link}"));
     node.ip(&format!("-6 route add {v6}/128 dev {link}"));
+    Pod { space, v4: v4.parse().unwrap(), v6: v6.parse().unwrap() }
+}
+
+fn pod_on_bridge(node: &Namespace, name: &str, number: u8) -> Pod {
+    let space = Namespace::new(name.to_owned());
+    if number == 1 {
+        // An address of its own that stays, as CNI plugins see to it; else it has one of its ports'.
+        node.ip("link add cni0 address 0a:58:0a:4d:00:01 type bridge");
+        node.ip("link set cni0 addrgenmode none");
+        node.ip("link set cni0 up");
+        node.ip("addr add 10.77.0.1/24 dev cni0");
+        node.ip("-6 addr add fd77::1/64 dev cni0 nodad");
+        // Neighbours are asked from it for packets that bear a pod's address.
+        node.ip("-6 addr add fe80::1/64 dev cni0 nodad");
+    }
+    let link = format!("pod{number}");
+    node.ip(&format!("link add {link} type veth peer name eth0 netns {name}"));
+    node.ip(&format!("link set {link} addrgenmode none"));
+    node.ip(&format!("link set {link} master cni0 up"));
+    let (v4, v6) = (format!("10.77.0.{}", number + 1), format!("fd77::{}", number + 1));
+    space.ip("link set eth0 up");
+    space.ip(&format!("addr add {v4}/24 dev eth0"));
+    space.ip(&format!("-6 addr add {v6}/64 dev eth0 nodad"));
+    space.ip("route add default via 10.77.0.1 dev eth0");
+    space.ip("-6 route add default via fd77::1 dev eth0");
     Pod { space, v4: v4.parse().unwrap(), v6: v6.parse().unwrap() }
 }
 

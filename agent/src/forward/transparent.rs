@@ -8,12 +8,18 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 #[cfg(target_os = "linux")]
 use std::ops::RangeInclusive;
+#[cfg(target_os = "linux")]
+use std::time::Duration;
 
 use tokio::net::TcpStream;
 
 /// Above the ports that Linux gives to connections unless told otherwise (32768 to 60999).
 #[cfg(target_os = "linux")]
-const PORTS: RangeInclusive<u16> = 61_000..=65_535;
+pub(crate) const PORTS: RangeInclusive<u16> = 61_000..=65_535;
+/// How often a connection on which nothing is sent says that it is still there. What the kernel keeps of it, to know the answers by, is
+/// forgotten some time after its last packet.
+#[cfg(target_os = "linux")]
+pub(crate) const KEEPALIVE: Duration = Duration::from_secs(40);
 /// How many ports are tried. Only those that the same pod has in use to the same instance are refused.
 #[cfg(target_os = "linux")]
 const TRIES: u32 = 16;
@@ -80,13 +86,14 @@ async fn from(own: IpAddr, address: SocketAddr) -> io::Result<TcpStream> {
 /// A socket that has an address which is not this node's.
 #[cfg(target_os = "linux")]
 fn socket(own: SocketAddr) -> io::Result<tokio::net::TcpSocket> {
-    use socket2::{Domain, Protocol, Socket, Type};
+    use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
     let socket = Socket::new(Domain::for_address(own), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     if own.is_ipv4() {
         socket.set_ip_transparent_v4(true)?
     } else {
         socket.set_ip_transparent_v6(true)?
     }
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))?;
     // The same port serves for connections to other instances.
     socket.set_reuse_address(true)?;
     socket.bind(&own.into())?;

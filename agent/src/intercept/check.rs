@@ -4,16 +4,15 @@
 use std::fs;
 use std::path::Path;
 
-use super::ruleset::Ruleset;
+use super::ruleset::{Held, Ruleset};
 use super::tools;
-use crate::table::Captured;
 
 /// CAP_NET_ADMIN, as a bit of `CapEff` in /proc/self/status.
 const NET_ADMIN: u32 = 12;
 
 /// Says what was found.
 pub(super) fn report(ruleset: &Ruleset) {
-    for finding in findings(Path::new("/"), || tools::nft_check(&ruleset.whole(&Captured::default()))) {
+    for finding in findings(Path::new("/"), || tools::nft_check(&ruleset.whole(&Held::default()))) {
         tracing::warn!("{finding}");
     }
 }
@@ -39,6 +38,13 @@ fn findings(root: &Path, try_nft: impl FnOnce() -> Result<(), String>) -> Vec<St
         found.push(
             "this node runs Cilium: where it translates the ClusterIPs that pods connect to, at the pod's device or in its \
              sockets, connections are not taken in (see docs/interception.md)"
+                .to_owned(),
+        );
+    }
+    if root.join("sys/class/net/ovs-system").exists() {
+        found.push(
+            "this node runs Open vSwitch: where it switches the answers of instances straight to pods (Antrea, OVN-Kubernetes), \
+             requests to instances on the same node fail with 502; run the agent with --node-address"
                 .to_owned(),
         );
     }
@@ -120,6 +126,7 @@ mod tests {
             (&[ALLOWED], Err("cannot run nft: No such file".to_owned()), "nftables 1.0"),
             (&[ALLOWED, ("sys/fs/bpf/tc/globals/cilium_lb4_reverse_sk", "")], Ok(()), "hostNamespaceOnly"),
             (&[ALLOWED, ("sys/class/net/cilium_host/mtu", "1500")], Ok(()), "Cilium"),
+            (&[ALLOWED, ("sys/class/net/ovs-system/mtu", "1500")], Ok(()), "Open vSwitch"),
             (&[ALLOWED, ROUTES, ("proc/sys/net/ipv4/conf/eth0/rp_filter", "1\n")], Ok(()), "rp_filter is strict"),
             (&[ALLOWED, ROUTES, ("proc/sys/net/ipv4/conf/all/src_valid_mark", "1\n")], Ok(()), "src_valid_mark"),
         ] {

@@ -16,11 +16,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use super::contact::Contact;
-use super::ruleset::Ruleset;
+use super::ruleset::{self, Held, Ruleset};
 use super::{Event, tools};
 use crate::clock;
 use crate::subscribe::Link;
-use crate::table::Captured;
 use crate::worker::Shared;
 
 /// How often the element that expires is renewed.
@@ -50,7 +49,7 @@ pub(super) enum Standing {
     /// It has made none, or the one it made is gone. Not before then is another one made.
     None(Option<Instant>),
     /// It is the owner; that is what the table holds, and since then the way was not looked after.
-    Owner(Captured, Instant),
+    Owner(Held, Instant),
     /// Another agent is. Whether that has gone is looked at then.
     Other(Instant),
 }
@@ -96,7 +95,10 @@ impl Keeper {
     /// One step: what is in the kernel becomes what should be there now.
     fn step(&mut self, now: Instant) {
         let objection = self.objection(now);
-        let wanted = self.shared.table.load().addresses.captured().clone();
+        let captured = self.shared.table.load().addresses.captured().clone();
+        // With the node's own address answers come to the node by themselves.
+        let node_address = self.shared.interception.as_ref().is_some_and(|interception| interception.node_address);
+        let wanted = Held { captured, bridged: !node_address && tools::has_bridge() };
         let outcome = match &self.standing {
             Standing::None(not_before) if objection.is_some() || not_before.is_some_and(|at| now < at) => Ok(()),
             Standing::None(_) => self.make(wanted, now),
@@ -106,7 +108,7 @@ impl Keeper {
                     Ok(()) => self.look_after(wanted, looked_after, now),
                     Err(error) => {
                         self.find_out(now);
-                        Err(error)
+                        Err(explained(error, &wanted))
                     }
                 }
             }
@@ -128,10 +130,11 @@ impl Keeper {
     }
 
     /// Makes the table, and the way to this agent and back.
-    fn make(&mut self, wanted: Captured, now: Instant) -> Result<(), String> {
+    fn make(&mut self, wanted: Held, now: Instant) -> Result<(), String> {
         let _lock = self.lock();
         let made = tools::make_way(self.ruleset.place.ipv6)
             .and_then(|()| tools::nft(&(self.ruleset.whole(&wanted) + &self.ruleset.step(true, &wanted, &wanted))));
+        let made = made.map_err(|error| explained(error, &wanted));
         self.standing = match made {
             Ok(()) => Standing::Owner(wanted, now),
             Err(_) => Standing::None(now.checked_add(LOOK_AFTER)),
@@ -139,10 +142,11 @@ impl Keeper {
         made
     }
 
-    fn look_after(&mut self, held: Captured, looked_after: Instant, now: Instant) -> Result<(), String> {
+    fn look_after(&mut self, held: Held, looked_after: Instant, now: Instant) -> Result<(), String> {
         let due = now.saturating_duration_since(looked_after) >= LOOK_AFTER;
+        let of_bridge = if due && held.bridged { ruleset::bridge(&held.captured) } else { String::new() };
         self.standing = Standing::Owner(held, if due { now } else { looked_after });
-        if due { tools::make_way(self.ruleset.place.ipv6) } else { Ok(()) }
+        if due { tools::make_way(self.ruleset.place.ipv6).and_then(|()| tools::nft(&of_bridge)) } else { Ok(()) }
     }
 
     /// A step failed, or it is time to see whether the other agent is still there: whose is the table?
@@ -188,5 +192,14 @@ impl Keeper {
             Some(why) => tracing::warn!(why, "connections are not taken in, and go the plain way"),
         }
         self.said = why;
+    }
+}
+
+/// What nft said, and what to do where a bridge is the reason.
+fn explained(error: String, wanted: &Held) -> String {
+    if wanted.bridged && error.contains("bridge") {
+        format!("{error} (this node has a bridge, and answers cannot be fetched from it; --node-address does without)")
+    } else {
+        error
     }
 }

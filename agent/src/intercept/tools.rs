@@ -5,6 +5,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use super::place::{ADDRESS_V4, ADDRESS_V6, MARK, ROUTING_TABLE, RULE_PREFERENCE, has_ipv6};
+use super::ruleset::REMOVAL_OF_BRIDGE;
 
 /// Runs a transaction of nft's.
 ///
@@ -34,6 +35,12 @@ pub(super) fn table() -> Result<Option<String>, String> {
     }
 }
 
+/// Whether any of this node's devices is a bridge, which may connect pods with each other past the node.
+pub(super) fn has_bridge() -> bool {
+    let devices = std::fs::read_dir("/sys/class/net");
+    devices.is_ok_and(|devices| devices.flatten().any(|device| device.path().join("bridge").exists()))
+}
+
 /// Makes the addresses, rules and routes, or leaves them as they are.
 ///
 /// # Errors
@@ -56,8 +63,11 @@ pub(super) fn make_way(ipv6: bool) -> Result<(), String> {
     Ok(())
 }
 
-/// Removes them. What is not there is passed over.
+/// Removes them, and what answers are fetched from bridges with. What is not there is passed over.
 pub(super) fn remove_way() {
+    if let Err(error) = nft(REMOVAL_OF_BRIDGE) {
+        tracing::debug!(error, "not removed; most likely this kernel has no tables for bridges");
+    }
     for family in families(has_ipv6()) {
         let (mark, table, preference) = (mark(), ROUTING_TABLE.to_string(), RULE_PREFERENCE.to_string());
         let address = address(family);
