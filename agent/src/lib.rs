@@ -45,6 +45,8 @@ pub mod listen;
 pub mod log;
 /// Which rule.
 pub mod matching;
+/// How much memory there may be.
+pub mod memory;
 /// What a proxy sees to in messages.
 pub mod message;
 /// What is remembered of requests.

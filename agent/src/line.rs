@@ -1,7 +1,7 @@
 //! What a caller's connection and the requests on it must know of one another, on HTTP/1. The library has the connection and may be
 //! asked about none of this, so each side leaves a note.
 
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 /// Notes about one connection. All of it is on one thread; they are atomic because the library wants what it owns to be `Send`.
 #[derive(Debug)]
@@ -16,12 +16,21 @@ pub struct Line {
     open_ended: AtomicBool,
     /// The library has all of a request and bytes behind it. It asks for no more, so it would not notice that the caller goes away.
     unread: AtomicBool,
+    /// Bytes that were read.
+    read: AtomicU64,
 }
 
 impl Default for Line {
     fn default() -> Self {
         let no = || AtomicBool::new(false);
-        Self { quiet: AtomicBool::new(true), ended: no(), unguarded: no(), open_ended: no(), unread: no() }
+        Self {
+            quiet: AtomicBool::new(true),
+            ended: no(),
+            unguarded: no(),
+            open_ended: no(),
+            unread: no(),
+            read: AtomicU64::new(0),
+        }
     }
 }
 
@@ -68,6 +77,17 @@ impl Line {
     /// Whether the connection's end must not be taken for the reply's.
     pub fn is_open_ended(&self) -> bool {
         self.open_ended.load(Relaxed)
+    }
+
+    /// So many bytes more were read.
+    pub fn has_read(&self, bytes: usize) {
+        // One thread writes, so nothing is lost between the two.
+        self.read.store(self.read.load(Relaxed).wrapping_add(bytes as u64), Relaxed);
+    }
+
+    /// How many bytes were read.
+    pub fn bytes_read(&self) -> u64 {
+        self.read.load(Relaxed)
     }
 
     /// Whether the library waits for bytes.

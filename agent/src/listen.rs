@@ -42,10 +42,13 @@ mod guard;
 mod http2;
 /// Connections that were taken in.
 pub mod redirected;
+/// What is let go when memory is short.
+mod relief;
 /// What is spoken.
 mod sniff;
 
 use guard::Guard;
+use relief::Relief;
 
 /// How long a connection may be without a request, from accept or the last reply to the next full header.
 const IDLE: Duration = Duration::from_secs(60);
@@ -124,6 +127,8 @@ struct Open {
     close: Rc<Close>,
     task: Option<tokio::task::AbortHandle>,
     asked_at: Option<Instant>,
+    /// Bytes that were read on it, and the look for memory at which that was seen to change.
+    read: (u64, u32),
 }
 
 /// Accepts and serves until `stop` becomes true, then finishes what is under way, for at most `drain`.
@@ -178,6 +183,8 @@ async fn accept(
 ) {
     let mut sweep = tokio::time::interval(SWEEP);
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let (mut look, relief) = (tokio::time::interval(relief::LOOK), Relief::default());
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut beat =
         worker.shared.interception.as_ref().map(|i| (tokio::time::interval(intercept::pulse::BEAT), &i.pulse));
     loop {
@@ -194,6 +201,7 @@ async fn accept(
                 connections.close_idle(clock::now(), IDLE);
                 worker.sweep(clock::now());
             }
+            _ = look.tick() => relief.look(worker, connections, clock::now()),
             pulse = beaten(&mut beat) => pulse.beat(worker.index, worker.millis(clock::now())),
         }
     }
@@ -245,7 +253,7 @@ fn open(
     connections.next.set(id + 1);
     let caller = Rc::new(caller);
     let close = Rc::new(Close::default());
-    let entry = Open { caller: Rc::clone(&caller), close: Rc::clone(&close), task: None, asked_at: None };
+    let entry = Open { caller: Rc::clone(&caller), close: Rc::clone(&close), task: None, asked_at: None, read: (0, 0) };
     connections.open.borrow_mut().insert(id, entry);
     let gone = Gone { connections: Rc::clone(connections), id };
     let (worker, stop) = (Rc::clone(worker), stop.clone());
@@ -508,6 +516,7 @@ impl CallerIo {
         } else {
             ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
         }
+        self.line.has_read(buf.filled().len() - before);
         if self.state == Reading::Refused {
             return Poll::Ready(Ok(()));
         }

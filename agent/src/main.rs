@@ -67,6 +67,10 @@ struct Args {
     /// Remove what an agent that is gone has left in the kernel, and end.
     #[arg(long)]
     uninstall: bool,
+    /// What the agent may have in memory, in MiB; by default three quarters of its control group's limit, or a quarter of the machine. Near
+    /// it, replies that their callers do not take are broken off, and then requests are refused.
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(64..1 << 30))]
+    memory_limit: Option<u64>,
     /// How long requests under way may take to finish on SIGTERM, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     drain: u64,
@@ -126,6 +130,7 @@ fn run(args: Args) -> anyhow::Result<()> {
         node: args.node,
         state: Some(args.state),
         default_service: args.default_service,
+        memory: args.memory_limit.map(|mebibytes| mebibytes << 20),
         drain: Duration::from_secs(args.drain),
     })?;
     // Nor to stop.

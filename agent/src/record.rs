@@ -7,7 +7,7 @@ use crate::admit::limits::Bound;
 use crate::clock;
 use crate::refusal::Reason;
 use crate::table::At;
-use crate::worker::{Caller, TableRef, Worker};
+use crate::worker::{Caller, Held, TableRef, Worker};
 
 /// Counters.
 pub mod metrics;
@@ -64,6 +64,11 @@ impl Exchange {
     /// The status that the caller sees, or for gRPC the HTTP status that stands for it.
     pub fn status(&mut self, status: u16) {
         self.status = status;
+    }
+
+    /// The caller was given a part of the reply.
+    pub fn hold(&self) -> Held {
+        self.caller.hold(self.worker.look())
     }
 
     /// Too much is under way for it.

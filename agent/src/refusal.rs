@@ -244,6 +244,11 @@ impl Refusal {
         Self { bound: Some(bound), ..Self::new(Reason::Overloaded, detail) }
     }
 
+    /// There is no memory for it.
+    pub fn out_of_memory() -> Self {
+        Self::new(Reason::Overloaded, "this node's agent is short of memory")
+    }
+
     /// The HTTP status of the reply.
     pub fn status(&self) -> StatusCode {
         self.canned.as_ref().map_or(self.status, |canned| canned.status)

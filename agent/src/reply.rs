@@ -23,7 +23,7 @@ use crate::forward::pool::Lease;
 use crate::message;
 use crate::record::Exchange;
 use crate::table::Outcome;
-use crate::worker::Caller;
+use crate::worker::{Caller, Held};
 
 /// A probe is judged by its reply's end, but others wait for it, and a stream may last for hours: one that has gone well for so long is
 /// well.
@@ -43,6 +43,8 @@ pub struct Relay {
     waiting: Waiting,
     /// Bytes that came.
     came: u64,
+    /// What came last, until the caller asks for more.
+    held: Option<Held>,
     /// It was cut, and hyper has not been told yet.
     cut: Option<BodyError>,
     /// Where it ends with the caller's connection, and is not known to have come whole.
@@ -120,6 +122,7 @@ impl Relay {
             coming,
             waiting: Waiting::No,
             came: 0,
+            held: None,
             cut,
             open_ended,
             lease: Some(lease),
@@ -168,6 +171,7 @@ impl Relay {
 
     /// The next frame.
     pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.held = None;
         if let Some(cut) = self.cut.take() {
             return Poll::Ready(Some(Err(cut)));
         }
@@ -220,6 +224,7 @@ impl Relay {
                 } else if self.body.is_end_stream() {
                     self.end(Outcome::Reply { status: self.status, grpc: None });
                 }
+                self.held = self.exchange.as_ref().map(Exchange::hold);
                 Poll::Ready(Some(Ok(frame)))
             }
         }

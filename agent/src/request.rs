@@ -169,6 +169,10 @@ async fn serve<'t>(
     let rule_at = matched.map(|entry| entry.rule);
     let rule = service.rule(rule_at);
 
+    if worker.has_no_memory() {
+        exchange.turned_away(rule_at, None);
+        return Err(Refusal::out_of_memory());
+    }
     // After the match, which is about what the caller sent; so is the key of who sticks to a destination.
     worker.with_rng(|rng| ids::complete(&mut parts.headers, &facts, rng));
     let (mut tried, mut tries) = (Tried::default(), Tries::default());
@@ -493,6 +497,7 @@ impl<'a> Call<'a> {
             [callers, rule.request_timeout].map(|limit| limit.and_then(|limit| start.checked_add(limit)));
         let interim = ToCaller::of(parts.version, &body, &caller.interim);
         let body = if body.is_end_stream() { Source::Empty } else { Source::Once(Some(body), Rc::default()) };
+        body.coming().iter().for_each(|coming| caller.sends(coming));
         let try_timeout = rule.try_timeout;
         Self { caller, parts, body, facts, start, callers, ours, try_timeout, interim, copies: None }
     }
@@ -518,7 +523,9 @@ impl<'a> Call<'a> {
             && let Source::Once(body, _) = &mut self.body
             && let Some(body) = body.take()
         {
-            self.body = Source::Many(Replayable::new(body, policy.max_body_bytes));
+            let body = Replayable::new(body, policy.max_body_bytes);
+            self.caller.sends(&body.coming());
+            self.body = Source::Many(body);
         }
     }
 

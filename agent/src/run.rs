@@ -16,6 +16,7 @@ use crate::admin::{self, Admin};
 use crate::check::{self, Checks};
 use crate::intercept::{self, Interception, Place, Pulse};
 use crate::listen;
+use crate::memory::{self, Limit};
 use crate::record::metrics::Retries;
 use crate::resources::Resources;
 use crate::runtime::Runtime;
@@ -48,6 +49,8 @@ pub struct Options {
     pub state: Option<PathBuf>,
     /// The Service for requests whose Host names none.
     pub default_service: Option<ServiceKey>,
+    /// What the process may have in memory, in bytes; none: as `memory::default_limit` says.
+    pub memory: Option<u64>,
     /// How long requests under way may take to finish on shutdown.
     pub drain: Duration,
 }
@@ -100,6 +103,8 @@ pub fn start(options: Options) -> Result<Running> {
             pulse: Pulse::new(workers),
             taking: false.into(),
         }),
+        memory: options.memory.or_else(memory::default_limit).map(|bytes| Limit { bytes, workers: workers as u64 }),
+        broken_off: 0.into(),
     });
     // Before any table is built, which finds its circuits as they were.
     let writer = options.state.as_deref().map(|folder| {

@@ -4,8 +4,9 @@
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Cache};
@@ -13,6 +14,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use crate::admit::window::Millis;
+use crate::body::Coming;
 use crate::check::Checks;
 use crate::clock;
 use crate::forward::Source;
@@ -20,6 +22,7 @@ use crate::forward::pool::Pool;
 use crate::intercept::Interception;
 use crate::interim::Interim;
 use crate::line::Line;
+use crate::memory::{ALWAYS_SERVED, Limit};
 use crate::record::metrics::{Retries, Series};
 use crate::runtime::Runtime;
 use crate::state::remembered::Remembered;
@@ -45,6 +48,10 @@ pub struct Shared {
     pub unknown: Arc<Series>,
     /// Set when connections are taken in, rather than sent here by their callers.
     pub interception: Option<Interception>,
+    /// How much memory there may be, where that is known.
+    pub memory: Option<Limit>,
+    /// Connections of callers that were broken off because memory was short.
+    pub broken_off: AtomicU64,
 }
 
 impl Shared {
@@ -95,6 +102,8 @@ pub struct Worker {
     pub copies: Cell<usize>,
     under_way: Cell<i64>,
     ending: Cell<bool>,
+    look: Cell<u32>,
+    short_of_memory: Cell<bool>,
 }
 
 impl Worker {
@@ -112,6 +121,8 @@ impl Worker {
             copies: Cell::new(0),
             under_way: Cell::new(0),
             ending: Cell::new(false),
+            look: Cell::new(0),
+            short_of_memory: Cell::new(false),
         })
     }
 
@@ -173,6 +184,27 @@ impl Worker {
         self.ending.get()
     }
 
+    /// The number of the next look for memory.
+    pub fn next_look(&self) -> u32 {
+        self.look.set(self.look.get().wrapping_add(1));
+        self.look.get()
+    }
+
+    /// The number of the last look for memory: a clock that costs nothing.
+    pub fn look(&self) -> u32 {
+        self.look.get()
+    }
+
+    /// Whether there is no memory for more.
+    pub fn set_short_of_memory(&self, is: bool) {
+        self.short_of_memory.set(is);
+    }
+
+    /// Whether a request cannot be served, because memory is short and others are under way.
+    pub fn has_no_memory(&self) -> bool {
+        self.short_of_memory.get() && self.under_way() > ALWAYS_SERVED
+    }
+
     /// One request more, or less.
     pub fn requests_under_way(&self, change: i64) {
         self.under_way.set(self.under_way.get() + change);
@@ -209,6 +241,25 @@ pub struct Caller {
     pub line: Arc<Line>,
     under_way: Cell<u32>,
     idle_since: Cell<Instant>,
+    held: RefCell<Vec<(u32, u32)>>,
+    next_held: Cell<u32>,
+    sending: RefCell<Vec<Weak<Cell<Coming>>>>,
+}
+
+/// Something of a reply that its caller was given and has not asked for more since. While it is there it counts.
+#[derive(Debug)]
+pub struct Held {
+    caller: Rc<Caller>,
+    id: u32,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let mut held = self.caller.held.borrow_mut();
+        if let Some(at) = held.iter().position(|(id, _)| *id == self.id) {
+            held.swap_remove(at);
+        }
+    }
 }
 
 impl Caller {
@@ -224,7 +275,39 @@ impl Caller {
             line: Arc::default(),
             under_way: Cell::new(0),
             idle_since: Cell::new(now),
+            held: RefCell::default(),
+            next_held: Cell::new(0),
+            sending: RefCell::default(),
         }
+    }
+
+    /// It was given a part of a reply, at this look for memory.
+    pub fn hold(self: &Rc<Self>, look: u32) -> Held {
+        let id = self.next_held.get();
+        self.next_held.set(id.wrapping_add(1));
+        self.held.borrow_mut().push((id, look));
+        Held { caller: Rc::clone(self), id }
+    }
+
+    /// How many replies it has taken nothing of since that look or before.
+    pub fn held_since(&self, look: u32) -> usize {
+        // Looks wrap around, and nothing is held for half of all.
+        self.held.borrow().iter().filter(|(_, at)| look.wrapping_sub(*at) < u32::MAX / 2).count()
+    }
+
+    /// It sends a body, which comes so.
+    pub fn sends(&self, body: &Rc<Cell<Coming>>) {
+        let mut sending = self.sending.borrow_mut();
+        if sending.len() == sending.capacity() {
+            sending.retain(|body| body.strong_count() > 0);
+        }
+        sending.push(Rc::downgrade(body));
+    }
+
+    /// How many of the bodies that it sends wait for somebody to take them.
+    pub fn bodies_not_taken(&self) -> usize {
+        let not_taken = |body: &Weak<Cell<Coming>>| body.upgrade().is_some_and(|body| body.get() == Coming::Well);
+        self.sending.borrow().iter().filter(|body| not_taken(body)).count()
     }
 
     /// A request begins.

@@ -67,6 +67,7 @@ pub(crate) fn run(demo: &Demo) -> anyhow::Result<ExitCode> {
         workers: 0,
         state: None,
         default_service: None,
+        memory: None,
         drain: Duration::from_secs(1),
         on_report: Box::new(tell_findings),
     })?;

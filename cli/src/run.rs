@@ -60,6 +60,10 @@ pub(crate) struct Run {
     /// The Service that takes requests whose Host names none.
     #[arg(long, value_name = "NAMESPACE/NAME")]
     default_service: Option<ServiceKey>,
+    /// What it may have in memory, in MiB; by default three quarters of its control group's limit, or a quarter of the machine. Near it,
+    /// replies that their callers do not take are broken off, and then requests are refused.
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(64..1 << 30))]
+    memory_limit: Option<u64>,
     /// How long requests under way may take to finish when it is told to end, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     drain: u64,
@@ -79,6 +83,8 @@ pub(crate) struct Options {
     pub(crate) state: Option<PathBuf>,
     /// The Service for requests whose Host names none.
     pub(crate) default_service: Option<ServiceKey>,
+    /// What the process may have in memory, in bytes.
+    pub(crate) memory: Option<u64>,
     /// How long requests under way may take to finish.
     pub(crate) drain: Duration,
     /// Is told of what happens.
@@ -111,6 +117,7 @@ pub(crate) fn run(args: &Run) -> Result<ExitCode> {
         workers: args.workers,
         state,
         default_service: args.default_service.clone(),
+        memory: args.memory_limit.map(|mebibytes| mebibytes << 20),
         drain: Duration::from_secs(args.drain),
         on_report: Box::new(move |report| console::tell(&report, colour)),
     })?;
@@ -135,6 +142,7 @@ pub(crate) fn start(options: Options) -> Result<Running> {
         node: "local".to_owned(),
         state: options.state.clone(),
         default_service: options.default_service.clone(),
+        memory: options.memory,
         drain: options.drain,
     })?;
     let (stop, stopped) = oneshot::channel::<()>();

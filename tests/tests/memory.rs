@@ -172,3 +172,54 @@ async fn bodies_that_are_kept_for_retries_have_a_bound_together() {
     assert!(more < 120 * 1024, "{more} KiB more");
     callers.iter().for_each(tokio::task::JoinHandle::abort);
 }
+
+/// Of 1,250 replies without end that nobody reads each could take what one stream may: far more than the agent is allowed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn near_its_limit_an_agent_breaks_off_what_is_not_taken_and_serves_who_takes() {
+    const LIMIT_MIB: u64 = 64;
+    let server = Server::start(|request: Request<hyper::body::Incoming>| {
+        let body = if request.uri().path() == "/" { switchyard_tests::client::full("hello") } else { endless() };
+        Box::pin(async { Ok(Response::new(body)) })
+    });
+    let server = server.await;
+    let manifests = Manifests::of(&[("v1", server.address)]);
+    let limit = LIMIT_MIB.to_string();
+    let switchyard = Switchyard::run_with(manifests.path(), &["--workers", "1", "--memory-limit", &limit]).await;
+    let mut reader = Connection::http1(switchyard.http).await.unwrap();
+    let mut read = reader.send(get_request(HOST, "/endless")).await.unwrap();
+    let (taken, takes) = tokio::sync::watch::channel(0u64);
+    let reading = tokio::spawn(async move {
+        while let Some(Ok(frame)) = read.body_mut().frame().await {
+            taken.send_modify(|taken| *taken += frame.data_ref().map_or(0, Bytes::len) as u64);
+        }
+    });
+    let mut unread = tokio::task::JoinSet::new();
+    for _ in 0..5 {
+        let Connection::Http2(sender) = Connection::http2(switchyard.http).await.unwrap() else { panic!("HTTP/2") };
+        for _ in 0..250 {
+            let mut connection = Connection::Http2(sender.clone());
+            unread.spawn(async move {
+                let reply = connection.send(get_request(HOST, "/endless")).await;
+                // It is held, and not read, until its connection is gone.
+                std::future::pending::<()>().await;
+                drop((connection, reply));
+            });
+        }
+    }
+    wait_for("connections are broken off", async || {
+        switchyard.metric("switchyard_agent_connections_broken_off_total", &[]).await >= 1.0
+    })
+    .await;
+    wait_for("there is room again", async || {
+        switchyard.metric("switchyard_agent_memory_bytes", &[]).await < (LIMIT_MIB << 20) as f64 * 0.75
+    })
+    .await;
+    assert_eq!(switchyard_tests::client::get(switchyard.http, HOST, "/").await.unwrap().status, 200);
+    let so_far = *takes.borrow();
+    wait_for("who reads is sent more", async || *takes.borrow() > so_far + (1 << 20)).await;
+    assert!(!reading.is_finished());
+    let memory = switchyard.process.memory();
+    eprintln!("of {LIMIT_MIB} MiB: {} KiB at most, {} now", memory.peak_kib, memory.now_kib);
+    assert!(memory.peak_kib < (LIMIT_MIB + 96) * 1024, "{memory:?}");
+    reading.abort();
+}

@@ -13,8 +13,8 @@ use prometheus_client::registry::Registry;
 
 use super::Admin;
 use crate::admit::breaker::State;
-use crate::clock;
 use crate::record::metrics::{BOUNDS_MICROS, CLASSES, Latency, Series};
+use crate::{clock, memory};
 
 /// What `/metrics` answers.
 pub(super) async fn text(registry: Arc<Registry>) -> Response {
@@ -273,7 +273,16 @@ impl Collector {
                 u64::from(link.connected.load(Relaxed)),
             ),
         ];
-        for (name, help, value) in gauges {
+        let memory = [
+            ("switchyard_agent_memory_bytes", "What the process has in memory of its own.", memory::used()),
+            (
+                "switchyard_agent_memory_limit_bytes",
+                "What it may have: near that it lets go what is not taken.",
+                self.0.shared.memory.map(|limit| limit.bytes),
+            ),
+        ];
+        let memory = memory.into_iter().filter_map(|(name, help, value)| Some((name, help, value?)));
+        for (name, help, value) in gauges.into_iter().chain(memory) {
             let value = i64::try_from(value).unwrap_or(i64::MAX);
             encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)?;
         }
@@ -282,6 +291,11 @@ impl Collector {
             ("switchyard_agent_resources_rejected", "Resources that were turned down.", &link.resources_rejected),
             ("switchyard_agent_updates_received", "Updates that the controller sent.", &link.updates_received),
             ("switchyard_agent_streams", "Streams to a controller that were opened.", &link.streams),
+            (
+                "switchyard_agent_connections_broken_off",
+                "Callers' connections that were broken off because memory was short.",
+                &self.0.shared.broken_off,
+            ),
         ];
         for (name, help, value) in counters {
             let value = value.load(Relaxed);
