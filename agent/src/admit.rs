@@ -2,6 +2,7 @@
 //! it: once, by a [`Permit`], which gives itself back in `Drop` when the request is cancelled. What the caller is to blame for says
 //! nothing about the instance, and counts as cancelled.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -27,11 +28,14 @@ pub mod ejections;
 pub mod limits;
 /// The circuit breaker as a pure state machine.
 pub mod machine;
+/// Whom a circuit that is half-open lets pass.
+mod place;
 /// Counting over a sliding window.
 pub mod window;
 
 use breaker::{Answer, Moment, Refusal, State, Ticket};
 use limits::{Bound, Slot};
+use place::Place;
 
 /// The right to ask one instance once.
 #[derive(Debug)]
@@ -45,6 +49,7 @@ pub struct Permit {
     /// The same from when the instance had all of the request; absent while it has not.
     reckoned: Option<Duration>,
     ticket: Option<Ticket>,
+    place: Option<Rc<Place>>,
     open: bool,
     /// The request has a body, whose pace is the caller's.
     with_body: bool,
@@ -145,6 +150,7 @@ pub fn instance(worker: &Rc<Worker>, table: &TableRef, at: At, now: Instant) -> 
         answered: None,
         reckoned: None,
         ticket,
+        place: ticket.filter(|ticket| ticket.is_probe()).map(|ticket| Place::of(table, at, ticket)),
         open: true,
         with_body: false,
         slot,
@@ -180,8 +186,9 @@ impl Permit {
     }
 
     /// The request has a body: how long it takes says little about the instance.
-    pub fn with_body(&mut self) {
+    pub fn with_body(&mut self, coming: &Rc<Cell<Coming>>) {
         self.with_body = true;
+        self.place.iter().for_each(|place| place.with_body(coming));
     }
 
     /// What the request takes up of the bounds of its policy; whoever has it holds it until the request's end.
@@ -258,7 +265,9 @@ impl Permit {
             }
             _ => breaker::Outcome::Cancelled,
         };
-        record(&self.worker, circuit, self.ticket, judged, now);
+        let has_place = self.place.as_ref().is_none_or(|place| place.is_held());
+        let ticket = self.ticket.map(|ticket| if has_place { ticket } else { ticket.without_place() });
+        record(&self.worker, circuit, ticket, judged, now);
         if let Some(circuit) = circuit {
             circuit.tell(self.worker.index, self.latency_told(told, judged), self.worker.millis(now));
         }

@@ -306,8 +306,8 @@ async fn attempt(
     };
     let last = !again && (facts.already_retried || policy.is_none_or(|p| retries >= p.max_retries));
     let worker = permit.worker();
-    if coming.is_some() {
-        permit.with_body();
+    if let Some(coming) = &coming {
+        permit.with_body(coming);
     }
     let sent = {
         // Pinned where it is: it is large, and would be copied whenever it is passed on.

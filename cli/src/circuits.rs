@@ -126,7 +126,8 @@ fn watch(cluster: &Cluster, args: &Circuits) -> Result<ExitCode> {
             }
             before = now;
         }
-        cluster.wait(tokio::time::sleep(AGAIN));
+        // Made inside: a sleep needs the runtime that it waits in.
+        cluster.wait(async { tokio::time::sleep(AGAIN).await });
     }
 }
 

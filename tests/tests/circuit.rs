@@ -340,3 +340,43 @@ async fn a_probe_that_goes_on_and_on_is_no_obstacle() {
     switchyard.circuit_is(instance.address, "closed").await;
     drop(probe);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_caller_that_does_not_send_its_body_and_an_instance_that_takes_its_time_keep_nobody_waiting_for_long() {
+    let server = Server::start(|request: http::Request<hyper::body::Incoming>| {
+        Box::pin(async move {
+            if request.uri().path() == "/long-poll" {
+                std::future::pending::<()>().await;
+            }
+            let fails = request.uri().path() == "/fails";
+            Ok(http::Response::builder().status(if fails { 500 } else { 200 }).body(full("hello")).unwrap())
+        })
+    });
+    let server = server.await;
+    let manifests = Manifests::of(&[("v1", server.address)]);
+    manifests.write("circuit.yaml", &circuit("  failureThreshold: 1\n  timeout: 1s\n  backoff: {jitter: \"0%\"}\n"));
+    let switchyard = Switchyard::run(manifests.path()).await;
+    for head in [
+        format!("POST / HTTP/1.1\r\nhost: {HOST}\r\ncontent-length: 100\r\n\r\nx"),
+        format!("GET /long-poll HTTP/1.1\r\nhost: {HOST}\r\n\r\n"),
+    ] {
+        assert_eq!(client::get(switchyard.http, HOST, "/fails").await.unwrap().status, 500);
+        // One connection after another, until one is the probe.
+        let mut held = Vec::new();
+        wait_for("a request that does not end is the probe", async || {
+            let mut wire = Wire::connect(switchyard.http).await;
+            wire.send(head.clone()).await;
+            held.push(wire);
+            switchyard.circuit(server.address).await.as_deref() == Some("half-open")
+        })
+        .await;
+        let began = std::time::Instant::now();
+        wait_for("others find the instance well", async || statuses(&switchyard, 1).await == [200]).await;
+        assert!(began.elapsed() < std::time::Duration::from_secs(20), "{:?}", began.elapsed());
+        wait_for("the circuit is closed", async || {
+            statuses(&switchyard, 1).await;
+            switchyard.circuit(server.address).await.as_deref() == Some("closed")
+        })
+        .await;
+    }
+}

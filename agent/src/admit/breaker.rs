@@ -11,8 +11,9 @@
 //! What other nodes see of the instance is one word beside the state, read with a failure and never with a good reply.
 //!
 //! Invariants, each with its test:
-//! - no more than `half_open_requests` probes of one half-open spell are under way (`no_more_probes_than_allowed_pass`,
-//!   also with four threads: `four_threads_never_have_more_probes_than_allowed`);
+//! - no more than `half_open_requests` probes of one half-open spell have a place (`no_more_probes_than_allowed_pass`,
+//!   also with four threads: `four_threads_never_have_more_probes_than_allowed`); one that takes too long gives its place on, so that
+//!   none is waited for without end (`a_place_that_is_given_on_is_the_next_probes_and_the_result_still_counts`);
 //! - the result of a request that was admitted before the last change counts for nothing
 //!   (`a_result_from_an_earlier_life_counts_for_nothing`);
 //! - it does what a plain model does (`the_breaker_does_what_a_plain_model_does`);
@@ -312,6 +313,17 @@ impl Breaker {
             }
             if self.swap(before, after) {
                 return reason.map(|reason| Transition { from: before.state, to: after.state, reason });
+            }
+        }
+    }
+
+    /// Lets another probe have the place of this one, which goes on.
+    pub fn give_place_on(&self, ticket: Ticket) {
+        loop {
+            let before = self.circuit();
+            let Some(after) = before.with_place_given_on(ticket) else { return };
+            if self.swap(before, after) {
+                return;
             }
         }
     }

@@ -125,6 +125,8 @@ impl fmt::Display for Refusal {
 pub struct Ticket {
     pub(super) generation: u16,
     pub(super) probe: bool,
+    /// It has one of the places of probes, until that is given on.
+    pub(super) placed: bool,
     /// Set for the probe that ended an open spell: until when that was to last.
     pub(super) ended: Option<Millis>,
     /// The circuit would be open, and may not be: too many others are out.
@@ -132,6 +134,12 @@ pub struct Ticket {
 }
 
 impl Ticket {
+    /// The same, of a probe whose place was given on: what comes of it still counts.
+    #[must_use]
+    pub fn without_place(self) -> Self {
+        Self { placed: false, ..self }
+    }
+
     /// Whether the request is a probe.
     pub fn is_probe(self) -> bool {
         self.probe
@@ -324,10 +332,10 @@ impl Circuit {
     const PROBE_BITS: u32 = 7;
 
     pub(super) fn ask(self, settings: &Settings, now: Millis) -> (Self, Answer) {
-        let ticket = Ticket { generation: self.generation, probe: true, ended: None, kept_in: false };
+        let ticket = Ticket { generation: self.generation, probe: true, placed: true, ended: None, kept_in: false };
         let half_open = |in_flight, successes| Self { state: State::HalfOpen { in_flight, successes }, ..self };
         match self.state {
-            State::Closed => (self, Answer::Admit(Ticket { probe: false, ..ticket })),
+            State::Closed => (self, Answer::Admit(Ticket { probe: false, placed: false, ..ticket })),
             State::Open { until } if now < until => (self, Answer::Refuse { until, why: Refusal::Open }),
             State::Open { until } => (half_open(1, 0), Answer::Probe(Ticket { ended: Some(until), ..ticket })),
             State::HalfOpen { in_flight, successes }
@@ -353,7 +361,7 @@ impl Circuit {
         if ticket.generation != self.generation {
             return None;
         }
-        let in_flight = in_flight.saturating_sub(1);
+        let in_flight = in_flight.saturating_sub(u8::from(ticket.placed));
         let half_open = |successes| Self { state: State::HalfOpen { in_flight, successes }, ..self };
         Some(match outcome {
             Outcome::Cancelled => (half_open(successes), None),
@@ -368,6 +376,14 @@ impl Circuit {
             }
             Outcome::Success { .. } => (half_open(successes + 1), None),
         })
+    }
+
+    /// With the place of a probe for another one; `None`: it has none.
+    pub(super) fn with_place_given_on(self, ticket: Ticket) -> Option<Self> {
+        let State::HalfOpen { in_flight, successes } = self.state else { return None };
+        let in_flight = in_flight.checked_sub(1)?;
+        let has = ticket.placed && ticket.generation == self.generation;
+        has.then_some(Self { state: State::HalfOpen { in_flight, successes }, ..self })
     }
 
     pub(super) fn opened(self, settings: &Settings, openings: u8, now: Millis, random: u32) -> Self {

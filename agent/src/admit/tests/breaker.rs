@@ -492,6 +492,30 @@ proptest! {
 }
 
 #[test]
+fn a_place_that_is_given_on_is_the_next_probes_and_the_result_still_counts() {
+    let settings = Settings { half_open_requests: 1, success_threshold: 2, ..SETTINGS };
+    let mut bench = Bench::new(settings);
+    bench.now = bench.open();
+    let slow = bench.ticket();
+    assert!(matches!(bench.ask(), Answer::Refuse { .. }));
+    bench.breaker.give_place_on(slow);
+    let slow = slow.without_place();
+    bench.breaker.give_place_on(slow);
+    let next = bench.ticket();
+    assert!(next.is_probe() && matches!(bench.ask(), Answer::Refuse { .. }), "one place, and it is taken again");
+    assert_eq!(bench.record(slow, GOOD), None);
+    assert_eq!(bench.breaker.state(), State::HalfOpen { in_flight: 1, successes: 1 }, "the place is the other one's");
+    assert_eq!(bench.record(next, GOOD).map(|t| t.to), Some(State::Closed));
+    // And of one from before the change nothing is given on.
+    bench.now = bench.open();
+    let probe = bench.ticket();
+    bench.breaker.give_place_on(next);
+    assert_eq!(bench.breaker.state(), State::HalfOpen { in_flight: 1, successes: 0 });
+    bench.breaker.give_place_on(probe);
+    assert!(matches!(bench.record(probe.without_place(), BAD).map(|t| t.to), Some(State::Open { .. })));
+}
+
+#[test]
 fn four_threads_never_have_more_probes_than_allowed() {
     let settings =
         Settings { timeout_ms: 1, max_timeout_ms: 1, half_open_requests: 3, success_threshold: 5, ..SETTINGS };
