@@ -93,7 +93,7 @@ async fn to_instance(
             return None;
         }
         let instance = table.instance(at);
-        let connected = forward::connect_within(instance, caller.source, worker.index).await;
+        let connected = forward::connect_within(instance, caller, worker.index).await;
         let series = table.series(at);
         series.connection(worker.index, connected.is_ok());
         match connected {

@@ -118,7 +118,7 @@ async fn send_http1(
         }
     }
     // Rare and large: kept out of every request's own future.
-    let (mut sender, slot) = Box::pin(connect_http1(instance, caller.source, upgrade, worker)).await?;
+    let (mut sender, slot) = Box::pin(connect_http1(instance, caller, upgrade, worker)).await?;
     match sender.send_request(request).await {
         Ok(response) => {
             let mut response = response.map(Incoming::Http1);
@@ -166,7 +166,7 @@ pub async fn connect(address: SocketAddr, source: Option<Source>) -> Result<TcpS
 /// How the try failed.
 pub async fn connect_within(
     instance: &Instance,
-    source: Option<Source>,
+    caller: &Caller,
     worker: usize,
 ) -> Result<(TcpStream, Option<Slot>), Outcome> {
     let take = |bound| match &instance.circuit {
@@ -174,16 +174,16 @@ pub async fn connect_within(
         None => Ok(None),
     };
     let (slot, _pending) = (take(Bound::Connections)?, take(Bound::Pending)?);
-    Ok((connect(instance.address, source).await?, slot))
+    Ok((connect(instance.address_for(caller.original), caller.source).await?, slot))
 }
 
 async fn connect_http1(
     instance: &Instance,
-    source: Option<Source>,
+    caller: &Caller,
     upgrade: bool,
     worker: usize,
 ) -> Result<(http1::SendRequest<RequestBody>, Option<Slot>), Outcome> {
-    let (stream, mut slot) = connect_within(instance, source, worker).await?;
+    let (stream, mut slot) = connect_within(instance, caller, worker).await?;
     let io = TokioIo::new(stream);
     let (sender, connection) = http1::Builder::new()
         .max_headers(MAX_FIELDS)

@@ -95,8 +95,10 @@ impl Resources {
                 check_filters(&routes.rules)
             }
             (Some(v1::resource::Content::Instances(instances)), v1::Kind::Instances) => {
-                match instances.instances.iter().find(|i| i.address.parse::<std::net::IpAddr>().is_err()) {
-                    Some(instance) => Err(format!("{:?} is not an IP address", instance.address)),
+                let others = instances.instances.iter().map(|i| &i.other_address).filter(|other| !other.is_empty());
+                let mut addresses = instances.instances.iter().map(|i| &i.address).chain(others);
+                match addresses.find(|address| address.parse::<std::net::IpAddr>().is_err()) {
+                    Some(address) => Err(format!("{address:?} is not an IP address")),
                     None => Ok(()),
                 }
             }

@@ -74,8 +74,9 @@ pub fn said(node: &Node, callers: &[&Pod]) -> v1::Update {
         intercepted: true,
         ..Default::default()
     };
-    let instance = |pod: &Pod, v6: bool, version: &str| v1::Instance {
-        address: if v6 { pod.v6 } else { pod.v4 }.to_string(),
+    let instance = |(pod, version): (&Pod, &str)| v1::Instance {
+        address: pod.v4.to_string(),
+        other_address: pod.v6.to_string(),
         ports: [(80, 8080), (81, 8081), (3306, 3306)]
             .map(|(service_port, port)| v1::InstancePort { service_port, port })
             .to_vec(),
@@ -83,9 +84,7 @@ pub fn said(node: &Node, callers: &[&Pod]) -> v1::Update {
         ready: true,
         ..Default::default()
     };
-    let instances = [(&node.v1, "v1"), (&node.v2, "v2")]
-        .into_iter()
-        .flat_map(|(pod, version)| [instance(pod, false, version), instance(pod, true, version)]);
+    let instances = [(&node.v1, "v1"), (&node.v2, "v2")].into_iter().map(instance);
     let workload = |pod: &&Pod| v1::Workload {
         addresses: vec![pod.v4.to_string(), pod.v6.to_string()],
         namespace: "shop".into(),

@@ -11,8 +11,8 @@ use h2::client;
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body;
 
+use super::Failure;
 use super::pool::{Http2, Lease};
-use super::{Failure, Source};
 use crate::body::{Incoming, RequestBody};
 use crate::http2::{MOST_UNSENT, Receiving, Sending};
 use crate::interim::Listener;
@@ -41,7 +41,7 @@ pub(super) async fn send(
     let (mut connection, kept) = match kept.then(|| caller.pool.http2(id)).flatten() {
         Some(connection) => (connection, true),
         None => {
-            let connection = Box::pin(connect(instance, caller.source, worker)).await?;
+            let connection = Box::pin(connect(instance, caller, worker)).await?;
             caller.pool.keep_http2(id, connection.clone());
             (connection, false)
         }
@@ -92,8 +92,8 @@ async fn ask(
     Ok(Response::from_parts(head, Incoming::Http2(body)))
 }
 
-async fn connect(instance: &Instance, source: Option<Source>, worker: usize) -> Result<Http2, Outcome> {
-    let (io, slot) = super::connect_within(instance, source, worker).await?;
+async fn connect(instance: &Instance, caller: &Caller, worker: usize) -> Result<Http2, Outcome> {
+    let (io, slot) = super::connect_within(instance, caller, worker).await?;
     let (sender, connection) = client::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)

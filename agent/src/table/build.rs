@@ -330,6 +330,7 @@ impl Builder<'_> {
                 let retry = named.into_iter().chain(attached.map(|(_, settings)| settings)).next().cloned();
                 Some(Arc::new(Instance {
                     address,
+                    other_address: at_port(&instance.other_address, instance, port.port),
                     protocol: port.protocol(),
                     version: instance.version.as_str().into(),
                     name: instance.name.as_str().into(),
@@ -390,7 +391,12 @@ fn is_ready(instance: &v1::Instance) -> bool {
 
 /// Where an instance serves a port of its Service.
 fn address_of(instance: &v1::Instance, service_port: u32) -> Option<SocketAddr> {
-    let ip: IpAddr = instance.address.parse().ok()?;
+    at_port(&instance.address, instance, service_port)
+}
+
+/// Where an instance with this IP address does.
+fn at_port(address: &str, instance: &v1::Instance, service_port: u32) -> Option<SocketAddr> {
+    let ip: IpAddr = address.parse().ok()?;
     let number = instance.ports.iter().find(|p| p.service_port == service_port)?.port;
     Some(SocketAddr::new(ip, u16::try_from(number).ok()?))
 }

@@ -65,6 +65,8 @@ pub struct PortInstances {
 pub struct Instance {
     /// Where it listens.
     pub address: SocketAddr,
+    /// Where it listens in the other family, if it does.
+    pub other_address: Option<SocketAddr>,
     /// What is spoken to it.
     pub protocol: v1::Protocol,
     /// Its version, or empty.
@@ -82,6 +84,13 @@ pub struct Instance {
 }
 
 impl Instance {
+    /// Where it is connected to for a caller that meant to connect to that address: in the same family where it can be, for that is where
+    /// the caller would have come to by itself.
+    pub fn address_for(&self, original: Option<SocketAddr>) -> SocketAddr {
+        let other = self.other_address.filter(|other| original.is_some_and(|o| o.is_ipv4() == other.is_ipv4()));
+        other.unwrap_or(self.address)
+    }
+
     /// Whether health checks take it out of a destination whose instances share a circuit.
     pub fn is_unhealthy(&self) -> bool {
         self.checked.as_ref().is_some_and(|breaker| breaker.state() != State::Closed)

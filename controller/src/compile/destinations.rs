@@ -185,6 +185,7 @@ pub fn instances(
     let asked = asked_labels(world, service);
     let compile = |instance: &Instance| v1::Instance {
         address: instance.address.to_string(),
+        other_address: instance.other_address.map(|address| address.to_string()).unwrap_or_default(),
         ports: (instance.ports.iter())
             .map(|(service, port)| v1::InstancePort { service_port: (*service).into(), port: (*port).into() })
             .collect(),

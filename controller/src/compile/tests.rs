@@ -284,6 +284,34 @@ metadata: {name: p, namespace: shop, labels: {version: old, app.kubernetes.io/ve
 }
 
 #[test]
+fn a_pod_with_an_address_of_each_family_is_one_instance() {
+    let slice = |family: &str, endpoints: &str| {
+        format!(
+            "
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: {}, namespace: shop, labels: {{kubernetes.io/service-name: my-service}}}}
+addressType: {family}
+ports: [{{name: http, port: 80}}]
+endpoints: [{endpoints}]
+---",
+            family.to_lowercase()
+        )
+    };
+    let endpoint =
+        |address: &str, pod: &str| format!("{{addresses: ['{address}'], targetRef: {{kind: Pod, name: {pod}}}}}");
+    let v6 = [endpoint("fd00::1", "p"), endpoint("fd00::2", "q"), "{addresses: ['fd00::3']}".to_owned()].join(", ");
+    let v4 = [endpoint("10.0.0.1", "p"), "{addresses: [10.0.0.3]}".to_owned()].join(", ");
+    let instances = compiled(&[slice("IPv6", &v6), slice("IPv4", &v4)].concat()).instances.instances;
+    let found: Vec<_> =
+        instances.iter().map(|i| (i.address.as_str(), i.other_address.as_str(), i.name.as_str())).collect();
+    let expected = [("10.0.0.1", "fd00::1", "p"), ("10.0.0.3", "", ""), ("fd00::2", "", "q"), ("fd00::3", "", "")];
+    assert!(expected.iter().all(|one| found.contains(one)), "{found:?}");
+    // And the two that the Service has anyhow.
+    assert_eq!(found.len(), 6, "{found:?}");
+}
+
+#[test]
 fn a_service_is_taken_in_at_its_addresses_when_it_is_opted_in() {
     let compiled = |labels: &str, address: &str| {
         let yaml = format!(

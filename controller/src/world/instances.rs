@@ -2,10 +2,10 @@
 //!
 //! An instance is an address on the ports it serves. The same address in several slices is one instance where the slices
 //! agree about its ports, so that an endpoint that moves between slices never counts twice; where they do not agree (several
-//! processes on one machine), it is several. An endpoint's labels are its Pod's, or its EndpointSlice's where it has no
+//! processes on one machine), it is several. A Pod with an address of each family is in slices of each, and is one instance. An endpoint's labels are its Pod's, or its EndpointSlice's where it has no
 //! Pod: a slice carries its Service's labels as well, which must not pass for a Pod's that is not known yet.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use crate::object::{EndpointSlice, Service};
@@ -19,6 +19,8 @@ pub const VERSION_LABELS: [&str; 2] = ["app.kubernetes.io/version", "version"];
 pub struct Instance {
     /// Where.
     pub address: IpAddr,
+    /// Where the same Pod is in the other family, if it is.
+    pub other_address: Option<IpAddr>,
     /// The number of a Service port, and the port that serves it here. Never empty.
     pub ports: BTreeMap<u16, u16>,
     /// What is known of it.
@@ -66,6 +68,7 @@ pub fn of(world: &World, service: &Service) -> Vec<Instance> {
             };
             let instance = Instance {
                 address: endpoint.address,
+                other_address: None,
                 ports: ports.clone(),
                 labels,
                 ready: endpoint.ready,
@@ -80,7 +83,31 @@ pub fn of(world: &World, service: &Service) -> Vec<Instance> {
         }
     }
     found.sort_by(|a, b| (a.address, &a.ports, &a.pod).cmp(&(b.address, &b.ports, &b.pod)));
+    one_for_both_families(&mut found);
     found
+}
+
+/// Makes one instance of what a Pod is in each family: the IPv4 one, which comes first, with the other address.
+fn one_for_both_families(found: &mut Vec<Instance>) {
+    let first_v6 = found.partition_point(|instance| instance.address.is_ipv4());
+    let of_v6 = found.split_off(first_v6);
+    let mut of_pod: HashMap<String, usize> = HashMap::new();
+    for (at, instance) in found.iter().enumerate() {
+        if let Some(pod) = &instance.pod {
+            of_pod.entry(pod.clone()).or_insert(at);
+        }
+    }
+    for instance in of_v6 {
+        let same = instance.pod.as_ref().and_then(|pod| found.get_mut(*of_pod.get(pod)?));
+        match same.filter(|same| same.other_address.is_none() && same.ports == instance.ports) {
+            Some(same) => {
+                same.other_address = Some(instance.address);
+                same.ready |= instance.ready;
+                same.terminating &= instance.terminating;
+            }
+            None => found.push(instance),
+        }
+    }
 }
 
 /// The Service ports that the endpoints of a slice serve: they are joined by name.
