@@ -235,7 +235,7 @@ mod tests {
     use rand::rngs::SmallRng;
     use switchyard_proto::v1;
 
-    use super::budget::{Budget, Limits};
+    use super::budget::{Account, Budget, Limits};
     use super::*;
 
     fn policy(max_retries: u32) -> RetrySettings {
@@ -255,7 +255,10 @@ mod tests {
             respect_retry_after: true,
             ..Default::default()
         };
-        RetrySettings::new(&wire, std::sync::Arc::new(Budget::new(limits, 1)))
+        RetrySettings::new(
+            &wire,
+            std::sync::Arc::new(Budget::new(limits, std::sync::Arc::new(Account::new(limits.window_ms, 1)))),
+        )
     }
 
     const FAILED: Outcome = Outcome::Reply { status: 503, grpc: None };

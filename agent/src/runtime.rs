@@ -17,7 +17,7 @@ use crate::admit::limits::{self, InUse};
 use crate::admit::window::Millis;
 use crate::clock;
 use crate::record::metrics::{Retries, Series, SeriesKey, series_key};
-use crate::retry::budget::{Aged, Budget, Limits};
+use crate::retry::budget::{Account, Aged};
 use crate::state::remembered::{self, Remembered};
 use crate::table::{CircuitSettings, Held, ServiceKey};
 
@@ -46,7 +46,7 @@ struct Kept {
     changes: Vec<(Arc<KnownCircuit>, Transition)>,
     loads: HashMap<(ServiceKey, SocketAddr), Entry<Load>>,
     services: HashMap<ServiceKey, Entry<ServiceRuntime>>,
-    budgets: HashMap<(ServiceKey, String), Entry<Budget>>,
+    accounts: HashMap<(ServiceKey, u64), Entry<Account>>,
     series: HashMap<SeriesKey, Entry<Series>>,
     next_load: u64,
     /// What was known before the agent started, and no table has asked for yet.
@@ -57,7 +57,7 @@ struct Kept {
 #[derive(Debug, Default)]
 struct Recalled {
     circuits: HashMap<(ServiceKey, String), RecalledCircuit>,
-    budgets: HashMap<(ServiceKey, String), remembered::Budget>,
+    accounts: HashMap<(ServiceKey, u64), remembered::Account>,
     /// Since when nobody has asked for it.
     since: Option<Instant>,
 }
@@ -388,12 +388,12 @@ impl Runtime {
             let service = ServiceKey { namespace: circuit.namespace, name: circuit.service };
             ((service, circuit.target), RecalledCircuit { window_ms: circuit.window_ms, state, openings })
         });
-        let budgets = known.budgets.into_iter().map(|budget| {
-            let service = ServiceKey { namespace: budget.namespace.clone(), name: budget.service.clone() };
-            ((service, budget.policy.clone()), budget)
+        let accounts = known.accounts.into_iter().map(|account| {
+            let service = ServiceKey { namespace: account.namespace.clone(), name: account.service.clone() };
+            ((service, account.window_ms), account)
         });
         let recalled =
-            Recalled { circuits: circuits.collect(), budgets: budgets.collect(), since: Some((self.clock)()) };
+            Recalled { circuits: circuits.collect(), accounts: accounts.collect(), since: Some((self.clock)()) };
         self.kept().recalled = recalled;
     }
 
@@ -428,31 +428,28 @@ impl Runtime {
         let recalled = recalled.filter_map(|(key, known)| circuit(key, known.window_ms, known.state, known.openings));
         let counted =
             |aged: Vec<Aged>| aged.into_iter().map(|(age_ms, count)| remembered::Counted { age_ms, count }).collect();
-        let budgets = kept.budgets.iter().filter_map(|((service, policy), entry)| {
-            let (limits, retries) = (entry.value.limits(), entry.value.retries(now));
-            (!retries.is_empty()).then(|| remembered::Budget {
+        let accounts = kept.accounts.iter().filter_map(|((service, window_ms), entry)| {
+            let retries = entry.value.retries(now);
+            (!retries.is_empty()).then(|| remembered::Account {
                 namespace: service.namespace.clone(),
                 service: service.name.clone(),
-                policy: policy.clone(),
-                ratio_ppm: limits.ratio_ppm,
-                min_per_second: limits.min_per_second,
-                window_ms: limits.window_ms,
+                window_ms: *window_ms,
                 requests: counted(entry.value.requests(now)),
                 retries: counted(retries),
             })
         });
         let since_start = kept.recalled.since.map_or(0, |since| now.since(self.millis(since)));
-        let recalled_budgets = kept.recalled.budgets.values().map(|budget| budget.clone().older(since_start));
+        let recalled_accounts = kept.recalled.accounts.values().map(|account| account.clone().older(since_start));
         Remembered {
             circuits: known.chain(recalled).collect(),
-            budgets: budgets.chain(recalled_budgets).collect(),
+            accounts: accounts.chain(recalled_accounts).collect(),
             written_unix_ms: 0,
         }
     }
 
     /// A number that changes with each retry that is taken from a budget.
     pub fn withdrawn(&self) -> u64 {
-        self.kept().budgets.values().map(|entry| entry.value.withdrawn_mark()).fold(0, u64::wrapping_add)
+        self.kept().accounts.values().map(|entry| entry.value.withdrawn_mark()).fold(0, u64::wrapping_add)
     }
 
     /// How a policy's circuits are held by hand, in the time that circuits count.
@@ -519,33 +516,26 @@ impl Runtime {
         find(&mut kept.series, Arc::clone(&key), || Series::new(key, self.workers))
     }
 
-    /// The budget of a policy for the calls to one Service. It keeps what it holds unless the policy's numbers change.
-    pub fn budget(&self, service: &ServiceKey, policy: &str, limits: Limits) -> Arc<Budget> {
+    /// What the calls to one Service have drawn for retries, in windows of one length.
+    pub fn account(&self, service: &ServiceKey, window_ms: u64) -> Arc<Account> {
         let mut kept = self.kept();
-        let key = (service.clone(), policy.to_owned());
-        if kept.budgets.get(&key).is_some_and(|entry| entry.value.limits() != limits) {
-            kept.budgets.remove(&key);
-        }
-        if let Some(entry) = kept.budgets.get(&key) {
+        let key = (service.clone(), window_ms);
+        if let Some(entry) = kept.accounts.get(&key) {
             return Arc::clone(&entry.value);
         }
-        let of = |b: &remembered::Budget| Limits {
-            ratio_ppm: b.ratio_ppm,
-            min_per_second: b.min_per_second,
-            window_ms: b.window_ms,
-        };
-        let recalled = kept.recalled.budgets.remove(&key).filter(|recalled| of(recalled) == limits);
+        let recalled = kept.recalled.accounts.remove(&key);
         let started = self.millis(kept.recalled.since.unwrap_or(self.start));
-        let budget = recalled.map_or_else(
-            || Budget::new(limits, self.workers),
+        let account = recalled.map_or_else(
+            || Account::new(window_ms, self.workers),
             |recalled| {
                 let aged = |counted: &[remembered::Counted]| -> Vec<Aged> {
                     counted.iter().map(|c| (c.age_ms, c.count)).collect()
                 };
-                Budget::recalled(limits, self.workers, &aged(&recalled.requests), &aged(&recalled.retries), started)
+                let (requests, retries) = (aged(&recalled.requests), aged(&recalled.retries));
+                Account::recalled(window_ms, self.workers, &requests, &retries, started)
             },
         );
-        find(&mut kept.budgets, key, || budget)
+        find(&mut kept.accounts, key, || account)
     }
 
     /// The counters of a routed Service.
@@ -600,7 +590,7 @@ impl Runtime {
         retain(&mut kept.in_use, now);
         retain(&mut kept.loads, now);
         retain(&mut kept.services, now);
-        retain(&mut kept.budgets, now);
+        retain(&mut kept.accounts, now);
         retain(&mut kept.series, now);
     }
 }

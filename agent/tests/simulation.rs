@@ -20,7 +20,7 @@ use rand::{Rng, SeedableRng};
 use switchyard_agent::admit::breaker::{Answer, Breaker, Moment, Outcome as Judged, Settings, State, Ticket};
 use switchyard_agent::admit::ejections::Ejections;
 use switchyard_agent::admit::window::Millis;
-use switchyard_agent::retry::budget::Limits;
+use switchyard_agent::retry::budget::{Budget, Limits};
 use switchyard_agent::retry::hints::Pushback;
 use switchyard_agent::retry::{self, Ahead, Next, Tries};
 use switchyard_agent::runtime::{Load, Runtime, Told};
@@ -157,7 +157,8 @@ impl Agent {
         let members: Vec<_> = known.iter().enumerate().map(member).collect();
         let ejections = runtime.ejections(&service, "all", &members, policy.max_ejection_ppm);
         assert!(runtime.take_changes().is_empty(), "nobody is brought in by a restart");
-        let retry = RetrySettings::new(retry, runtime.budget(&service, "shop/retry", limits));
+        let retry =
+            RetrySettings::new(retry, Arc::new(Budget::new(limits, runtime.account(&service, limits.window_ms))));
         let (requests, retries) = Default::default();
         Self { runtime, life: 0, stopped: None, known, ejections, retry, requests, retries }
     }

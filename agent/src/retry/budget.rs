@@ -8,6 +8,7 @@
 //! withdrawals (`no_window_holds_more_retries_than_its_budget`). To hold it without slack although time is cut into
 //! buckets, deposits count for a little less than the window and withdrawals for a little more.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::admit::window::{BUCKETS, Millis, Window};
@@ -29,40 +30,40 @@ pub struct Limits {
 /// So long ago, in milliseconds, so many.
 pub type Aged = (u64, u64);
 
-/// The budget as workers share it.
+/// What the requests to one Service have paid in and its retries have drawn, in windows of one length, as workers share it.
 #[derive(Debug)]
-pub struct Budget {
-    limits: Limits,
+pub struct Account {
+    window_ms: u64,
     deposits: Window,
     /// Each a bucket's number (upper half) and its withdrawals (lower half).
     withdrawals: [AtomicU64; SLOTS],
 }
 
-impl Budget {
-    /// A budget that nothing was drawn from yet, for so many workers.
-    pub fn new(limits: Limits, workers: usize) -> Self {
-        Self { limits, deposits: Window::new(workers), withdrawals: Default::default() }
+impl Account {
+    /// One that nothing was drawn from yet, for so many workers.
+    pub fn new(window_ms: u64, workers: usize) -> Self {
+        Self { window_ms, deposits: Window::new(workers), withdrawals: Default::default() }
     }
 
     /// One that knows of so many requests and retries, by their ages. Later requests and retries of the same window find what these leave.
-    pub fn recalled(limits: Limits, workers: usize, requests: &[Aged], retries: &[Aged], now: Millis) -> Self {
-        let mut budget = Self::new(limits, workers);
-        for (age_ms, count) in requests.iter().filter(|(age_ms, _)| *age_ms < limits.window_ms) {
-            budget.deposits.put(Millis(now.0.saturating_sub(*age_ms)), limits.window_ms, *count);
+    pub fn recalled(window_ms: u64, workers: usize, requests: &[Aged], retries: &[Aged], now: Millis) -> Self {
+        let mut account = Self::new(window_ms, workers);
+        for (age_ms, count) in requests.iter().filter(|(age_ms, _)| *age_ms < window_ms) {
+            account.deposits.put(Millis(now.0.saturating_sub(*age_ms)), window_ms, *count);
         }
-        for (age_ms, count) in retries.iter().filter(|(age_ms, _)| *age_ms <= limits.window_ms) {
-            let number = budget.number(Millis(now.0.saturating_sub(*age_ms)));
-            let slot = &budget.withdrawals[number as usize % SLOTS];
+        for (age_ms, count) in retries.iter().filter(|(age_ms, _)| *age_ms <= window_ms) {
+            let number = account.number(Millis(now.0.saturating_sub(*age_ms)));
+            let slot = &account.withdrawals[number as usize % SLOTS];
             let (held, before) = unpack(slot.load(Relaxed));
             let before = if held == number { before } else { 0 };
             slot.store(pack(number, before.saturating_add(u32::try_from(*count).unwrap_or(u32::MAX))), Relaxed);
         }
-        budget
+        account
     }
 
     /// The requests that count now, by how old they are at most.
     pub fn requests(&self, now: Millis) -> Vec<Aged> {
-        self.deposits.ages(now, self.limits.window_ms)
+        self.deposits.ages(now, self.window_ms)
     }
 
     /// The retries that count now, by how old they are at least.
@@ -81,24 +82,52 @@ impl Budget {
         self.withdrawals.iter().map(|slot| slot.load(Relaxed)).fold(0, u64::wrapping_add)
     }
 
-    /// The limits it was made with.
-    pub fn limits(&self) -> Limits {
-        self.limits
+    fn number(&self, at: Millis) -> u32 {
+        (at.0 / self.width()) as u32
+    }
+
+    /// Rounded up: the buckets that count together are no shorter than the window.
+    fn width(&self) -> u64 {
+        self.window_ms.div_ceil(BUCKETS).max(1)
+    }
+
+    /// Retries that the window which ends with bucket `number` holds, and the bucket before it.
+    fn withdrawn(&self, number: u32) -> u64 {
+        let buckets = self.withdrawals.iter().map(|slot| unpack(slot.load(Relaxed)));
+        buckets
+            .filter(|(held, _)| u64::from(number.wrapping_sub(*held)) <= BUCKETS)
+            .map(|(_, count)| u64::from(count))
+            .sum()
+    }
+}
+
+/// What a policy lets a Service's account be drawn to. Policies with windows of one length have the account in common: each looks
+/// at all retries of the Service, and allows what its own numbers allow.
+#[derive(Debug)]
+pub struct Budget {
+    limits: Limits,
+    account: Arc<Account>,
+}
+
+impl Budget {
+    /// By these numbers; the account's window is theirs.
+    pub fn new(limits: Limits, account: Arc<Account>) -> Self {
+        Self { limits, account }
     }
 
     /// Counts a request (not its retries) of `worker`, which is the calling worker's number.
     pub fn deposit(&self, worker: usize, now: Millis) {
-        self.deposits.record(worker, now, self.limits.window_ms, false, false);
+        self.account.deposits.record(worker, now, self.account.window_ms, false, false);
     }
 
     /// Takes one retry out of the budget; false if there is none left. Never given back.
     pub fn withdraw(&self, now: Millis) -> bool {
-        let number = self.number(now);
-        let slot = &self.withdrawals[number as usize % SLOTS];
+        let number = self.account.number(now);
+        let slot = &self.account.withdrawals[number as usize % SLOTS];
         loop {
             // Read before the others: if it is unchanged when it is written, nobody withdrew meanwhile.
             let before = slot.load(Relaxed);
-            if !self.allows(self.withdrawn(number) + 1, now) {
+            if !self.allows(self.account.withdrawn(number) + 1, now) {
                 return false;
             }
             let (held, count) = unpack(before);
@@ -110,28 +139,10 @@ impl Budget {
         }
     }
 
-    fn number(&self, at: Millis) -> u32 {
-        (at.0 / self.width()) as u32
-    }
-
-    /// Rounded up: the buckets that count together are no shorter than the window.
-    fn width(&self) -> u64 {
-        self.limits.window_ms.div_ceil(BUCKETS).max(1)
-    }
-
-    /// Retries that the window which ends with bucket `number` holds, and the bucket before it.
-    fn withdrawn(&self, number: u32) -> u64 {
-        let buckets = self.withdrawals.iter().map(|slot| unpack(slot.load(Relaxed)));
-        buckets
-            .filter(|(held, _)| u64::from(number.wrapping_sub(*held)) <= BUCKETS)
-            .map(|(_, count)| u64::from(count))
-            .sum()
-    }
-
     fn allows(&self, withdrawals: u64, now: Millis) -> bool {
-        let requests = self.deposits.counts(now, self.limits.window_ms).total;
+        let requests = self.account.deposits.counts(now, self.account.window_ms).total;
         let by_ratio = requests.saturating_mul(u64::from(self.limits.ratio_ppm));
-        let by_time = u64::from(self.limits.min_per_second).saturating_mul(self.limits.window_ms).saturating_mul(1000);
+        let by_time = u64::from(self.limits.min_per_second).saturating_mul(self.account.window_ms).saturating_mul(1000);
         withdrawals.saturating_mul(1_000_000) <= by_ratio.saturating_add(by_time)
     }
 }
@@ -169,6 +180,10 @@ mod tests {
         ]
     }
 
+    fn of(limits: Limits, workers: usize) -> Budget {
+        Budget::new(limits, Arc::new(Account::new(limits.window_ms, workers)))
+    }
+
     fn limits() -> impl Strategy<Value = Limits> {
         let window_ms = prop_oneof![Just(1000u64), Just(10_000), Just(60_000)];
         (0..=1_000_000u32, 0..5u32, window_ms).prop_map(|(ratio_ppm, min_per_second, window_ms)| Limits {
@@ -190,7 +205,7 @@ mod tests {
         ) {
             let (ratio, window) = (f64::from(limits.ratio_ppm) / 1e6, limits.window_ms);
             let floor = f64::from(limits.min_per_second) * window as f64 / 1000.0;
-            let (budget, mut now, mut requests, mut retries) = (Budget::new(limits, 3), start, vec![], vec![]);
+            let (budget, mut now, mut requests, mut retries) = (of(limits, 3), start, vec![], vec![]);
             for step in steps {
                 match step {
                     Step::Wait(milliseconds) => now += milliseconds,
@@ -224,19 +239,19 @@ mod tests {
             let (ratio, window) = (f64::from(limits.ratio_ppm) / 1e6, limits.window_ms);
             let floor = f64::from(limits.min_per_second) * window as f64 / 1000.0;
             let (mut requests, mut retries) = (vec![], vec![]);
-            let mut budget = Budget::new(limits, 3);
+            let mut budget = of(limits, 3);
             // `now` goes on over the restart; the agent's own clock begins anew.
             let (mut now, mut epoch) = (start, 0i64);
             let half = steps.len() / 2;
             for (at, step) in steps.into_iter().enumerate() {
                 if at == half {
                     let own = Millis(now);
-                    let (known, drawn) = (budget.requests(own), budget.retries(own));
+                    let (known, drawn) = (budget.account.requests(own), budget.account.retries(own));
                     now += away;
                     epoch = i64::try_from(anew).unwrap() - i64::try_from(now).unwrap();
                     let age = |(age_ms, count): &Aged| (age_ms + away, *count);
                     let (known, drawn): (Vec<_>, Vec<_>) = (known.iter().map(age).collect(), drawn.iter().map(age).collect());
-                    budget = Budget::recalled(limits, 3, &known, &drawn, Millis(anew));
+                    budget = Budget::new(limits, Arc::new(Account::recalled(limits.window_ms, 3, &known, &drawn, Millis(anew))));
                 }
                 let own = |now: u64| Millis(now.checked_add_signed(epoch).unwrap());
                 match step {
@@ -260,12 +275,12 @@ mod tests {
     #[test]
     fn what_was_drawn_before_a_restart_is_drawn_after_it() {
         let limits = Limits { ratio_ppm: 200_000, min_per_second: 1, window_ms: 10_000 };
-        let before = Budget::new(limits, 2);
+        let before = of(limits, 2);
         (0..100).for_each(|_| before.deposit(1, Millis(50_000)));
         assert_eq!((0..100).filter(|_| before.withdraw(Millis(50_500))).count(), 30);
-        let (requests, retries) = (before.requests(Millis(51_000)), before.retries(Millis(51_000)));
+        let (requests, retries) = (before.account.requests(Millis(51_000)), before.account.retries(Millis(51_000)));
         let now = Millis(86_400_000);
-        let after = Budget::recalled(limits, 2, &requests, &retries, now);
+        let after = Budget::new(limits, Arc::new(Account::recalled(limits.window_ms, 2, &requests, &retries, now)));
         assert!(!after.withdraw(now), "all of it was drawn");
         (0..5).for_each(|_| after.deposit(0, now));
         assert!(after.withdraw(now), "and what comes since counts beside what came before");
@@ -274,8 +289,21 @@ mod tests {
     }
 
     #[test]
+    fn policies_of_one_service_draw_from_one_account() {
+        let account = Arc::new(Account::new(10_000, 1));
+        let by = |ratio_ppm, min_per_second| {
+            Budget::new(Limits { ratio_ppm, min_per_second, window_ms: 10_000 }, Arc::clone(&account))
+        };
+        let (one, other, tight) = (by(200_000, 0), by(200_000, 0), by(50_000, 0));
+        (0..100)
+            .for_each(|request| if request % 2 == 0 { one.deposit(0, Millis(5)) } else { other.deposit(0, Millis(5)) });
+        assert_eq!((0..100).filter(|_| one.withdraw(Millis(5))).count(), 20, "a fifth of all requests to the Service");
+        assert!(!other.withdraw(Millis(5)) && !tight.withdraw(Millis(5)), "and no more by any of them");
+    }
+
+    #[test]
     fn a_quiet_service_gets_its_floor_and_no_more() {
-        let budget = Budget::new(Limits { ratio_ppm: 200_000, min_per_second: 10, window_ms: 10_000 }, 1);
+        let budget = of(Limits { ratio_ppm: 200_000, min_per_second: 10, window_ms: 10_000 }, 1);
         let granted = (0..1000).filter(|_| budget.withdraw(Millis(5))).count();
         assert_eq!(granted, 100);
         assert!(!budget.withdraw(Millis(10_000)));
@@ -284,7 +312,7 @@ mod tests {
 
     #[test]
     fn without_a_floor_the_first_retry_needs_its_share_of_requests() {
-        let budget = Budget::new(Limits { ratio_ppm: 200_000, min_per_second: 0, window_ms: 10_000 }, 2);
+        let budget = of(Limits { ratio_ppm: 200_000, min_per_second: 0, window_ms: 10_000 }, 2);
         for request in 0..10 {
             assert_eq!(budget.withdraw(Millis(0)), request == 5, "after {request} requests");
             budget.deposit(request % 2, Millis(0));
@@ -293,7 +321,7 @@ mod tests {
 
     #[test]
     fn four_threads_never_withdraw_more_than_the_budget() {
-        let budget = Budget::new(Limits { ratio_ppm: 500_000, min_per_second: 100, window_ms: 10_000 }, 4);
+        let budget = of(Limits { ratio_ppm: 500_000, min_per_second: 100, window_ms: 10_000 }, 4);
         for worker in 0..4 {
             (0..1000).for_each(|_| budget.deposit(worker, Millis(0)));
         }

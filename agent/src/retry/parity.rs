@@ -10,7 +10,7 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use switchyard_proto::v1;
 
-use super::budget::{Budget, Limits};
+use super::budget::{Account, Budget, Limits};
 use super::hints::{self, Pushback};
 use super::{Ahead, Next, Request, Tries, Why, after};
 use crate::admit::window::Millis;
@@ -34,7 +34,7 @@ fn policy_within(limits: Limits, change: impl FnOnce(&mut v1::RetryPolicy)) -> R
         ..Default::default()
     };
     change(&mut wire);
-    RetrySettings::new(&wire, Arc::new(Budget::new(limits, 1)))
+    RetrySettings::new(&wire, Arc::new(Budget::new(limits, Arc::new(Account::new(limits.window_ms, 1)))))
 }
 
 fn policy(change: impl FnOnce(&mut v1::RetryPolicy)) -> RetrySettings {

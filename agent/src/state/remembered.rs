@@ -18,9 +18,9 @@ pub struct Remembered {
     /// Circuits that are not closed.
     #[prost(message, repeated, tag = "2")]
     pub circuits: Vec<Circuit>,
-    /// Budgets that something was drawn from.
+    /// Accounts that something was drawn from.
     #[prost(message, repeated, tag = "3")]
-    pub budgets: Vec<Budget>,
+    pub accounts: Vec<Account>,
 }
 
 /// A circuit that is not closed.
@@ -58,25 +58,16 @@ pub struct Circuit {
     pub opened: bool,
 }
 
-/// The budget of a retry policy.
+/// What retries of a Service have drawn.
 #[derive(Clone, PartialEq, Message)]
-pub struct Budget {
-    /// Its Service's namespace.
+pub struct Account {
+    /// Its namespace.
     #[prost(string, tag = "1")]
     pub namespace: String,
-    /// Its Service's name.
+    /// Its name.
     #[prost(string, tag = "2")]
     pub service: String,
-    /// `namespace/name` of the policy.
-    #[prost(string, tag = "3")]
-    pub policy: String,
-    /// The policy's numbers. With others a budget begins anew.
-    #[prost(uint32, tag = "4")]
-    pub ratio_ppm: u32,
-    /// See `ratio_ppm`.
-    #[prost(uint32, tag = "5")]
-    pub min_per_second: u32,
-    /// See `ratio_ppm`.
+    /// The length of its windows.
     #[prost(uint64, tag = "6")]
     pub window_ms: u64,
     /// Requests, by how old they are at most.
@@ -107,15 +98,15 @@ impl Remembered {
             circuit.left_ms = circuit.left_ms.saturating_sub(gone);
         }
         if since < 0 {
-            self.budgets.clear();
+            self.accounts.clear();
         }
-        self.budgets = self.budgets.into_iter().map(|budget| budget.older(gone)).collect();
+        self.accounts = self.accounts.into_iter().map(|account| account.older(gone)).collect();
         self.written_unix_ms = unix_ms;
         self
     }
 }
 
-impl Budget {
+impl Account {
     /// The same so many milliseconds later.
     pub fn older(mut self, milliseconds: u64) -> Self {
         for counted in self.requests.iter_mut().chain(&mut self.retries) {
@@ -135,18 +126,18 @@ mod tests {
         #[test]
         fn no_clock_makes_time_left_longer_or_events_newer(written: i64, now: i64, left_ms: u64, age_ms: u64) {
             let counted = vec![Counted { age_ms, count: 1 }];
-            let budget = Budget { requests: counted.clone(), retries: counted, ..Budget::default() };
+            let account = Account { requests: counted.clone(), retries: counted, ..Account::default() };
             let circuits = vec![Circuit { left_ms, ..Circuit::default() }];
-            let before = Remembered { written_unix_ms: written, circuits, budgets: vec![budget] };
+            let before = Remembered { written_unix_ms: written, circuits, accounts: vec![account] };
             let after = before.aged(now);
             prop_assert!(after.circuits[0].left_ms <= left_ms);
             if let Some(gone) = now.checked_sub(written) {
                 let gone = u64::try_from(gone).unwrap_or(0);
                 prop_assert_eq!(after.circuits[0].left_ms, left_ms.saturating_sub(gone));
             }
-            prop_assert_eq!(after.budgets.is_empty(), now < written);
-            for budget in after.budgets {
-                prop_assert!(budget.requests[0].age_ms >= age_ms && budget.retries[0].age_ms >= age_ms);
+            prop_assert_eq!(after.accounts.is_empty(), now < written);
+            for account in after.accounts {
+                prop_assert!(account.requests[0].age_ms >= age_ms && account.retries[0].age_ms >= age_ms);
             }
         }
     }

@@ -16,6 +16,7 @@ use crate::admit::ejections::Ejections;
 use crate::matching::{Entry, Index};
 use crate::record::metrics::Series;
 use crate::resources::Resources;
+use crate::retry::budget::Budget;
 use crate::runtime::{Member, Runtime};
 use crate::sticky::Stickiness;
 
@@ -120,7 +121,8 @@ pub(super) fn series(runtime: &Runtime, service: &str, rule: &str, (target, vers
 
 impl Builder<'_> {
     fn retry(&self, wire: &v1::RetryPolicy) -> Arc<RetrySettings> {
-        let budget = self.runtime.budget(self.key, &wire.name, budget_limits(wire));
+        let limits = budget_limits(wire);
+        let budget = Arc::new(Budget::new(limits, self.runtime.account(self.key, limits.window_ms)));
         Arc::new(RetrySettings::new(wire, budget))
     }
 
