@@ -90,10 +90,11 @@ impl Report {
     }
 
     /// Labels whose keys are spelt as no label's can be. Of their values the shape tells.
+    /// What is said of a list's or a map's members together is said at the list or map: there the schema's own rules say it too.
     fn labels(&mut self, field: &str, labels: &BTreeMap<String, String>) {
         for key in labels.keys() {
             if let Some(fault) = names::label_key_fault(key) {
-                self.error(format!("{field}[{key}]"), format!("{key:?} {fault}"));
+                self.error(field, format!("{key:?} {fault}"));
             }
         }
     }

@@ -11,8 +11,6 @@ pub struct Invalid {
     pub name: String,
     /// The field that is to be named.
     pub field: String,
-    /// The field that the API server names: the same, or the list or map that the field is of.
-    pub schema: String,
     /// The document.
     pub yaml: String,
 }
@@ -36,12 +34,7 @@ fn read(yaml: &str) -> Option<Invalid> {
     let after = |begin: &str| yaml.lines().find_map(|line| line.strip_prefix(begin)).map(str::to_owned);
     let field = after("# field: ")?;
     let name = after("metadata: {name: ")?.split(',').next()?.to_owned();
-    Some(Invalid {
-        name,
-        schema: after("# schema: ").unwrap_or_else(|| field.clone()),
-        field,
-        yaml: format!("{yaml}\n"),
-    })
+    Some(Invalid { name, field, yaml: format!("{yaml}\n") })
 }
 
 /// The files of objects that must be taken, the examples among them.

@@ -46,8 +46,8 @@ async fn an_api_server_alone_refuses_each_invalid_object_at_its_field() {
     for ((case, object), answer) in invalid.iter().zip(answers) {
         let refused = answer["kind"] == "Status";
         let webhook_only = WEBHOOK_ONLY.iter().any(|(name, _)| *name == case.name);
-        if refused == webhook_only || (refused && !named(&answer).contains(&path(&case.schema))) {
-            wrong.push(format!("{} {} at {}: {}", object["kind"], case.name, case.schema, answer["message"]));
+        if refused == webhook_only || (refused && !named(&answer).contains(&path(&case.field))) {
+            wrong.push(format!("{} {} at {}: {}", object["kind"], case.name, case.field, answer["message"]));
         }
     }
     assert_eq!(wrong, Vec::<String>::new());

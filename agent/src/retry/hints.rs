@@ -104,9 +104,19 @@ pub fn callers_timeout(headers: &HeaderMap) -> Option<Duration> {
             _ => return None,
         })
     });
-    let plain = text(REQUEST_TIMEOUT.as_str()).and_then(|value| {
-        let digits = value.find(|c: char| c.is_ascii_alphabetic())?;
-        let (number, unit) = value.split_at(digits);
+    let plain = text(REQUEST_TIMEOUT.as_str()).and_then(duration);
+    match (grpc, plain) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
+
+/// A duration as Gateway API writes it (GEP-2257), such as `1m30s` or `250ms`; parts with a fraction are read as well.
+fn duration(mut text: &str) -> Option<Duration> {
+    let mut sum = Duration::ZERO;
+    loop {
+        let (number, rest) = text.split_at(text.find(|c: char| c.is_ascii_alphabetic())?);
+        let (unit, rest) = rest.split_at(rest.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(rest.len()));
         let scale = match unit {
             "ms" => 0.001,
             "s" => 1.0,
@@ -114,11 +124,11 @@ pub fn callers_timeout(headers: &HeaderMap) -> Option<Duration> {
             "h" => 3600.0,
             _ => return None,
         };
-        Duration::try_from_secs_f64(number.parse::<f64>().ok()? * scale).ok()
-    });
-    match (grpc, plain) {
-        (Some(a), Some(b)) => Some(a.min(b)),
-        (a, b) => a.or(b),
+        sum = sum.checked_add(Duration::try_from_secs_f64(number.parse::<f64>().ok()? * scale).ok()?)?;
+        if rest.is_empty() {
+            return Some(sum);
+        }
+        text = rest;
     }
 }
 
@@ -239,6 +249,11 @@ mod tests {
         for odd in ["", "m", "1", "123456789S", "-1S", "1x"] {
             assert_eq!(read("grpc-timeout", odd), None, "{odd}");
         }
-        assert_eq!(read("x-request-timeout", "1e400s"), None);
+        assert_eq!(read("x-request-timeout", "1s100ms"), Some(Duration::from_millis(1100)));
+        assert_eq!(read("x-request-timeout", "0h0m1s"), Some(Duration::from_secs(1)));
+        assert_eq!(read("x-request-timeout", "1h30m"), Some(Duration::from_secs(5400)));
+        for odd in ["1e400s", "1100", "1s1", "s", "1s-1s", "", "1 s"] {
+            assert_eq!(read("x-request-timeout", odd), None, "{odd}");
+        }
     }
 }

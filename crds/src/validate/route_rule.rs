@@ -127,6 +127,7 @@ impl Report {
 
     fn named(&mut self, field: &str, what: &str, matches: &[Named<'_>], same: fn(&str, &str) -> bool) {
         for (i, this) in matches.iter().enumerate() {
+            let whole = field;
             let field = format!("{field}[{i}]");
             let valueless = matches!(this.kind, ValueMatchType::Present | ValueMatchType::Absent);
             self.require(valueless != this.value.is_some(), &field, super::MATCH_VALUE);
@@ -135,7 +136,7 @@ impl Report {
             }
             for earlier in matches[..i].iter().filter(|earlier| same(earlier.name, this.name)) {
                 if let Some(message) = clash(earlier, this, what) {
-                    self.error(&field, message);
+                    self.error(whole, message);
                     break;
                 }
             }

@@ -11,7 +11,7 @@ impl Report {
             self.require(target.group.is_empty(), format!("{field}.group"), super::TARGET_GROUP);
             self.labels(&format!("{field}.subset"), &target.subset);
             if let Some(first) = targets[..i].iter().position(|earlier| earlier == target) {
-                self.error(field, format!("the same target as spec.targetRefs[{first}]"));
+                self.error("spec.targetRefs", format!("{field} is the same target as spec.targetRefs[{first}]"));
             }
         }
     }

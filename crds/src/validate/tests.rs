@@ -55,8 +55,8 @@ fn matches_that_cannot_be_are_refused() {
             Error Invalid spec.matches[2].path.value: the regular expression does not compile: unclosed character class
             Error Invalid spec.matches[3].headers[0]: a value is given, except for Present and Absent, which have none
             Error Invalid spec.matches[3].headers[1]: a value is given, except for Present and Absent, which have none
-            Error Invalid spec.matches[4].headers[1]: the header "x-version" is asked for twice, with "v1" and "v2": no request has both; for either, write two matches
-            Error Invalid spec.matches[5].queryParams[2]: the query parameter "q" is asked for as Absent and as Exact: no request has both
+            Error Invalid spec.matches[4].headers: the header "x-version" is asked for twice, with "v1" and "v2": no request has both; for either, write two matches
+            Error Invalid spec.matches[5].queryParams: the query parameter "q" is asked for as Absent and as Exact: no request has both
             Error Invalid spec.matches[6].headers[0].value: the regular expression takes more than 1024 KiB when compiled; make it simpler
         "#]],
     );
@@ -313,7 +313,7 @@ fn a_policy_for_the_same_target_twice_or_that_falls_back_to_itself_is_refused() 
             "fallback": {"destination": {"service": "a", "version": "v1"}},
         }),
         expect![[r#"
-            Error Invalid spec.targetRefs[2]: the same target as spec.targetRefs[0]
+            Error Invalid spec.targetRefs: spec.targetRefs[2] is the same target as spec.targetRefs[0]
             Error Invalid spec.targetRefs[3].group: only Services can be targets; their group is empty
             Warning Suspicious spec.fallback: with maxEjectionPercent 50% one of two or more instances always stays in, and callers get its replies: for a fallback when all fail, say "100%", or scope: Destination
             Error Invalid spec.fallback.destination: the policy's own target stands in for itself: when its circuit is open, so is the fallback's
@@ -352,7 +352,7 @@ fn labels_that_no_object_can_have_are_refused() {
             json!({"destinations": [{"service": "a", "subset": {"-x": "a", "ok": "", "app.kubernetes.io/name": "fine"}}]}),
         ),
         expect![[r#"
-            Error Invalid spec.destinations[0].subset[-x]: "-x" is not a label's key: its name has 1 to 63 letters, digits, `-`, `_` and `.`
+            Error Invalid spec.destinations[0].subset: "-x" is not a label's key: its name has 1 to 63 letters, digits, `-`, `_` and `.`
         "#]],
     );
 }
