@@ -18,6 +18,8 @@ pub struct Line {
     unread: AtomicBool,
     /// Bytes that were read.
     read: AtomicU64,
+    /// Some of a request's body has not been read.
+    amid_body: AtomicBool,
 }
 
 impl Default for Line {
@@ -30,6 +32,7 @@ impl Default for Line {
             open_ended: no(),
             unread: no(),
             read: AtomicU64::new(0),
+            amid_body: no(),
         }
     }
 }
@@ -77,6 +80,16 @@ impl Line {
     /// Whether the connection's end must not be taken for the reply's.
     pub fn is_open_ended(&self) -> bool {
         self.open_ended.load(Relaxed)
+    }
+
+    /// Whether some of the body of the request under way is still to be read.
+    pub fn set_amid_body(&self, is: bool) {
+        self.amid_body.store(is, Relaxed);
+    }
+
+    /// Whether the connection cannot serve for another request, unless the rest of a body is read first.
+    pub fn is_amid_body(&self) -> bool {
+        self.amid_body.load(Relaxed)
     }
 
     /// So many bytes more were read.

@@ -530,6 +530,7 @@ impl CallerIo {
         } else if guard.is_done() {
             self.line.leave_unguarded();
         }
+        self.line.set_amid_body(!guard.is_behind_a_body());
         Poll::Ready(Ok(()))
     }
 

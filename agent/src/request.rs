@@ -71,6 +71,8 @@ pub async fn handle(
     let on_upgrade = parts.extensions.remove::<OnUpgrade>();
     let (version, ending) = (parts.version, worker.is_ending() || !known);
     let is_head = parts.method == Method::HEAD;
+    // The library reads what it has of a body that nobody takes, and of one in chunks no more than the first.
+    let in_chunks = !body.is_end_stream() && body.size_hint().exact().is_none();
     let mut on_reply = OnReply::default();
     let served = serve(&worker, &table, &mut exchange, parts, body, facts, &caller, &mut on_reply).await;
     caller.interim.settle();
@@ -95,7 +97,8 @@ pub async fn handle(
             exchange.refused(refusal.reason);
             refusal.bound.into_iter().for_each(|bound| exchange.overloaded(bound));
             exchange.status(refusal.status().as_u16());
-            let closes = caller.line.is_unguarded() || ending && version < Version::HTTP_2;
+            let unread = in_chunks || caller.line.is_amid_body();
+            let closes = caller.line.is_unguarded() || (ending || unread) && version < Version::HTTP_2;
             let mut reply = if closes { refusal.reply_and_close(facts.grpc) } else { refusal.reply(facts.grpc) };
             on_reply.apply(reply.headers_mut());
             // On HTTP/2 nobody else sees to it.
@@ -264,7 +267,9 @@ async fn serve<'t>(
                 }
                 tried.destination = Some(at.destination).filter(|_| !policy.rechoose_destination);
                 if !after.is_zero() {
+                    let waiting = policy.budget.waiting(worker.millis(now));
                     tokio::time::sleep(after).await;
+                    waiting.is_over();
                 }
             }
             Next::Stop(why) => {

@@ -378,9 +378,10 @@ impl World {
         let life = agent.life;
         *agent = Agent { life, ..started };
         agent.known.iter_mut().zip(is_back).for_each(|(known, is_back)| known.is_back = is_back);
-        // By a clock that was moved nobody can tell what a window still holds.
+        // By a clock that was moved nobody can tell what a window still holds: retries may be forgotten, and no request is made up.
+        agent.requests = requests;
         if wall == self.wall {
-            (agent.requests, agent.retries) = (requests, retries);
+            agent.retries = retries;
         }
     }
 

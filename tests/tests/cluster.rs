@@ -343,6 +343,12 @@ async fn circuits_are_held_from_the_command_line_and_let_go() {
         shown.iter().map(|circuit| circuit["state"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
     };
     assert_eq!(circuits(&["-n", "shop"]), (Some(0), "every circuit is closed\n".to_owned()));
+    let watched = tempfile::NamedTempFile::new().unwrap();
+    let mut watch = Command::new(binary("switchyard"));
+    watch.env("KUBECONFIG", cluster.kubeconfig()).args(["circuits", "-n", "shop", "--watch"]);
+    let mut watch = watch.stdout(watched.reopen().unwrap()).spawn().unwrap();
+    let watched = || std::fs::read_to_string(watched.path()).unwrap();
+    wait_for("it is watched", async || watched().starts_with("every circuit is closed\n")).await;
 
     let hold = ["hold", "open", "my-service", "-n", "shop", "--for", "10m", "--why", "a drill"];
     let (code, said) = circuits(&hold);
@@ -357,6 +363,10 @@ async fn circuits_are_held_from_the_command_line_and_let_go() {
     assert!(!annotations["switchyard.dev/hold-by"].as_str().unwrap().is_empty(), "{annotations}");
     let events = cluster.kubectl(&["get", "events", "-n", "shop", "--field-selector", "reason=Held"]);
     assert!(events.contains("a drill"), "{events}");
+
+    wait_for("who watches sees it", async || watched().contains("held open by hand")).await;
+    watch.kill().unwrap();
+    watch.wait().unwrap();
 
     let said = explained();
     assert!(said.contains("circuit open on 1 node (held open by hand"), "{said}");

@@ -322,4 +322,18 @@ async fn a_fixed_reply_stands_in_and_says_when_probes_begin() {
     assert!((50..=66).contains(&after), "{after}");
     let fallbacks = [("service", "shop/my-service"), ("to", "response")];
     wait_for("it is counted", async || switchyard.metric("switchyard_fallbacks_total", &fallbacks).await == 1.0).await;
+
+    // A connection whose request was not read to its end serves for no other, and the reply says so.
+    let mut wire = Wire::connect(switchyard.http).await;
+    let post = |length: usize| {
+        format!("POST / HTTP/1.1\r\nhost: {HOST}\r\ncontent-length: {length}\r\n\r\n{}", "x".repeat(100))
+    };
+    for _ in 0..2 {
+        wire.send(post(100)).await;
+        let reply = wire.reply().await.to_lowercase();
+        assert!(reply.starts_with("http/1.1 200") && !reply.contains("connection: close"), "{reply}");
+    }
+    wire.send(post(300_000)).await;
+    let reply = wire.reply().await.to_lowercase();
+    assert!(reply.starts_with("http/1.1 200") && reply.contains("connection: close"), "{reply}");
 }

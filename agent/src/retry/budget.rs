@@ -120,7 +120,7 @@ impl Budget {
         self.account.deposits.record(worker, now, self.account.window_ms, false, false);
     }
 
-    /// Takes one retry out of the budget; false if there is none left. Never given back.
+    /// Takes one retry out of the budget; false if there is none left. It is given back only if it is never made ([`Budget::waiting`]).
     pub fn withdraw(&self, now: Millis) -> bool {
         let number = self.account.number(now);
         let slot = &self.account.withdrawals[number as usize % SLOTS];
@@ -139,11 +139,45 @@ impl Budget {
         }
     }
 
+    /// A retry that was taken then waits. Where its caller goes away meanwhile it is never made, and is given back.
+    pub fn waiting(&self, taken: Millis) -> Waiting<'_> {
+        Waiting { account: Some(&self.account), taken }
+    }
+
     fn allows(&self, withdrawals: u64, now: Millis) -> bool {
         let requests = self.account.deposits.counts(now, self.account.window_ms).total;
         let by_ratio = requests.saturating_mul(u64::from(self.limits.ratio_ppm));
         let by_time = u64::from(self.limits.min_per_second).saturating_mul(self.account.window_ms).saturating_mul(1000);
         withdrawals.saturating_mul(1_000_000) <= by_ratio.saturating_add(by_time)
+    }
+}
+
+/// A retry that was taken and not yet made.
+#[derive(Debug)]
+pub struct Waiting<'a> {
+    account: Option<&'a Account>,
+    taken: Millis,
+}
+
+impl Waiting<'_> {
+    /// It is made now.
+    pub fn is_over(mut self) {
+        self.account = None;
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let Some(account) = self.account else { return };
+        let number = account.number(self.taken);
+        let slot = &account.withdrawals[number as usize % SLOTS];
+        // A bucket that is another one's by now counts no more.
+        let one_less = |word| {
+            let (held, count) = unpack(word);
+            (held == number && count > 0).then(|| pack(held, count - 1))
+        };
+        // An error means that there was nothing to give back.
+        let _ = slot.fetch_update(Relaxed, Relaxed, one_less);
     }
 }
 
@@ -299,6 +333,19 @@ mod tests {
             .for_each(|request| if request % 2 == 0 { one.deposit(0, Millis(5)) } else { other.deposit(0, Millis(5)) });
         assert_eq!((0..100).filter(|_| one.withdraw(Millis(5))).count(), 20, "a fifth of all requests to the Service");
         assert!(!other.withdraw(Millis(5)) && !tight.withdraw(Millis(5)), "and no more by any of them");
+    }
+
+    #[test]
+    fn a_retry_that_is_never_made_is_given_back() {
+        let budget = of(Limits { ratio_ppm: 0, min_per_second: 1, window_ms: 1000 }, 1);
+        assert!(budget.withdraw(Millis(5)) && !budget.withdraw(Millis(5)));
+        drop(budget.waiting(Millis(5)));
+        assert!(budget.withdraw(Millis(6)) && !budget.withdraw(Millis(6)), "one, and not two");
+        budget.waiting(Millis(6)).is_over();
+        assert!(!budget.withdraw(Millis(7)), "it was made");
+        drop(budget.waiting(Millis(5000)));
+        assert!(budget.withdraw(Millis(5000)), "of what has passed nothing is left to give back");
+        assert!(!budget.withdraw(Millis(5000)));
     }
 
     #[test]
