@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::header::{CONNECTION, CONTENT_LENGTH, HOST};
+use http::header::{CONNECTION, CONTENT_LENGTH, DATE, HOST};
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
@@ -53,6 +53,13 @@ pub async fn handle(
     caller: Rc<Caller>,
     request: Request<Incoming>,
 ) -> Result<Response<ReplyBody>, Infallible> {
+    let mut reply = answer(worker, caller, request).await;
+    // The library's own clock stands still when the time is set back.
+    reply.headers_mut().entry(DATE).or_insert_with(clock::date);
+    Ok(reply)
+}
+
+async fn answer(worker: Rc<Worker>, caller: Rc<Caller>, request: Request<Incoming>) -> Response<ReplyBody> {
     let (table, known) = table_for(&worker, &caller);
     let mut exchange = Exchange::begin(&worker, Rc::clone(&caller), &table, clock::now());
     let (mut parts, body) = request.into_parts();
@@ -61,11 +68,7 @@ pub async fn handle(
         Err(refusal) => {
             exchange.refused(refusal.reason);
             let grpc = message::is_grpc(&parts.headers);
-            return Ok(if parts.version < Version::HTTP_2 {
-                refusal.reply_and_close(grpc)
-            } else {
-                refusal.reply(grpc)
-            });
+            return if parts.version < Version::HTTP_2 { refusal.reply_and_close(grpc) } else { refusal.reply(grpc) };
         }
     };
     let on_upgrade = parts.extensions.remove::<OnUpgrade>();
@@ -82,7 +85,7 @@ pub async fn handle(
             on_reply.apply(&mut reply.head.headers);
             if reply.head.status == StatusCode::SWITCHING_PROTOCOLS {
                 let slot = reply.relay.take_slot();
-                return Ok(tunnel::open(&worker, caller, on_upgrade, reply.head, exchange, slot));
+                return tunnel::open(&worker, caller, on_upgrade, reply.head, exchange, slot);
             }
             if version == Version::HTTP_10 {
                 reply.relay.ends_with(&caller);
@@ -91,7 +94,7 @@ pub async fn handle(
                 reply.head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
             }
             reply.relay.ends(exchange);
-            Ok(Response::from_parts(reply.head, ReplyBody::Relay(reply.relay)))
+            Response::from_parts(reply.head, ReplyBody::Relay(reply.relay))
         }
         Err(refusal) => {
             exchange.refused(refusal.reason);
@@ -102,7 +105,7 @@ pub async fn handle(
             let mut reply = if closes { refusal.reply_and_close(facts.grpc) } else { refusal.reply(facts.grpc) };
             on_reply.apply(reply.headers_mut());
             // On HTTP/2 nobody else sees to it.
-            Ok(if is_head { without_body(reply) } else { reply })
+            if is_head { without_body(reply) } else { reply }
         }
     }
 }

@@ -76,10 +76,10 @@ struct Hold {
     #[arg(short, long, value_name = "NAME")]
     namespace: Option<String>,
     /// For how long, as in 10m or 1h30m; then agents let go by themselves.
-    #[arg(long = "for", value_name = "DURATION")]
+    #[arg(long = "for", value_name = "DURATION", value_parser = some_time)]
     duration: values::Duration,
-    /// Why, for whoever wonders.
-    #[arg(long, value_name = "TEXT")]
+    /// Why, for whoever wonders: one line.
+    #[arg(long, value_name = "TEXT", value_parser = one_line)]
     why: String,
 }
 
@@ -96,6 +96,18 @@ struct Release {
 enum HeldState {
     Open,
     Closed,
+}
+
+/// A duration in which something can happen.
+fn some_time(text: &str) -> Result<values::Duration, String> {
+    let duration: values::Duration = text.parse().map_err(|error: values::ValueError| error.to_string())?;
+    if duration.as_millis() > 0 { Ok(duration) } else { Err("write for how long, as in 10m".to_owned()) }
+}
+
+/// Some words that fit into a table.
+fn one_line(text: &str) -> Result<String, String> {
+    let is_line = !text.trim().is_empty() && !text.chars().any(char::is_control);
+    if is_line { Ok(text.to_owned()) } else { Err("write one line, as in 'the database is being moved'".to_owned()) }
 }
 
 /// Says which circuits are not closed, or holds some.

@@ -68,8 +68,21 @@ fn main() -> ExitCode {
         Command::Sample(sample) => sample::run(&sample),
     };
     done.unwrap_or_else(|error| {
-        console::say(format_args!("error: {error:#}"));
+        console::say(format_args!("error: {}", in_words(&error)));
         // 2 is "could not look" of `check` and `explain`, and as good as any for the others.
         ExitCode::from(2)
     })
+}
+
+/// An error with its causes. What an API server says is in words already, and is said once.
+fn in_words(error: &anyhow::Error) -> String {
+    let mut words = Vec::new();
+    for cause in error.chain() {
+        if let Some(kube::Error::Api(status)) = cause.downcast_ref() {
+            words.push(status.message.clone());
+            break;
+        }
+        words.push(cause.to_string());
+    }
+    words.join(": ")
 }

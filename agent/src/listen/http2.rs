@@ -12,7 +12,7 @@ use std::task::Poll;
 use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::{Builder, SendResponse};
-use http::header::{CONNECTION, CONTENT_LENGTH, DATE, EXPECT};
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT};
 use http::{HeaderValue, Method, Request, Response};
 use http_body::Body;
 
@@ -21,8 +21,8 @@ use crate::body::{Incoming, ReplyBody};
 use crate::http2::{MOST_UNSENT, Receiving, Sending};
 use crate::interim::Unanswered;
 use crate::message::MAX_HEADER_BYTES;
+use crate::request;
 use crate::worker::{Caller, Worker};
-use crate::{clock, request};
 
 /// Streams that a caller may have open on one connection.
 const MOST_STREAMS: u32 = 256;
@@ -100,12 +100,11 @@ async fn answer(worker: Rc<Worker>, caller: Rc<Caller>, request: Request<RecvStr
     }
 }
 
-/// The head of a reply: nothing of the connection's; when it was made, and how long it is, where that is known.
+/// The head of a reply: nothing of the connection's; and how long it is, where that is known.
 fn for_http2(head: http::response::Parts, body: &ReplyBody) -> Response<()> {
     let mut head = Response::from_parts(head, ());
     let headers = head.headers_mut();
     headers.remove(CONNECTION);
-    headers.entry(DATE).or_insert_with(clock::date);
     if !body.is_end_stream()
         && let Some(length) = body.size_hint().exact()
     {
