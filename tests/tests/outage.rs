@@ -116,3 +116,25 @@ async fn when_all_are_well_again_the_first_probe_of_each_brings_it_back() {
         tally.statuses.iter().filter(|(status, n)| **status != 200 && failed.get(status) != Some(n)).collect();
     assert!(tally.errors.is_empty() && since.is_empty(), "{since:?}: {tally:?}");
 }
+
+/// Those that are out would not be asked for ten minutes, and all that are in fail.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_the_failing_half_changes_sides_the_other_half_is_found() {
+    let all = instances(6).await;
+    let (_manifests, switchyard) = with_circuit(Some("  timeout: 10m\n"), &all).await;
+    all[..3].iter().for_each(Backend::fail);
+    let load = Load::start(switchyard.http, 4, plain);
+    for instance in &all[..3] {
+        switchyard.circuit_is(instance.address, "open").await;
+    }
+    all[3..].iter().for_each(Backend::fail);
+    all[..3].iter().for_each(|instance| instance.fail_next(0));
+    wait_for("hardly any request fails", async || {
+        let before = (load.tally().good(), load.tally().statuses.values().sum::<u64>());
+        load.goes_on_for(200).await;
+        let after = (load.tally().good(), load.tally().statuses.values().sum::<u64>());
+        after.0 - before.0 == after.1 - before.1
+    })
+    .await;
+    load.stop().await;
+}

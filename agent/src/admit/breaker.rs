@@ -163,7 +163,13 @@ impl Breaker {
         self.would_be_out() && self.state() == State::Closed
     }
 
-    fn would_be_out(&self) -> bool {
+    /// Lets a probe through at once, where the circuit is open; false: it is not.
+    pub(super) fn probe_early(&self) -> bool {
+        let before = self.circuit();
+        before.early().is_some_and(|after| self.swap(before, after))
+    }
+
+    pub(super) fn would_be_out(&self) -> bool {
         self.question.load(Relaxed) == question::KEPT_IN || self.unhealthy.load(Relaxed)
     }
 
@@ -265,6 +271,7 @@ impl Breaker {
             None => open(),
             Some(ejections) => ejections.take(open).unwrap_or_else(|| {
                 self.question.store(question::KEPT_IN, Relaxed);
+                ejections.look_among_those_out(moment.now);
                 None
             }),
         }

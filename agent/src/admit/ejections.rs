@@ -13,10 +13,14 @@
 
 use std::sync::{PoisonError, Weak};
 
-use super::atomic::{AtomicBool, Mutex, MutexGuard, Ordering::AcqRel, Ordering::Acquire};
+use super::atomic::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed};
 use super::breaker::{Breaker, Settings, State, Transition};
 use super::window::Millis;
 
+/// How long after one of those that are out was asked early another one is, while all that are in fail, in milliseconds: twice as long each
+/// time, up to the longest, for most likely it is the whole Service that fails.
+const EARLY: u64 = 1000;
+const LONGEST_EARLY: u64 = 16_000;
 /// All, in parts per million.
 const ALL: u32 = 1_000_000;
 
@@ -26,6 +30,9 @@ pub struct Ejections {
     /// There was no room when it was last looked for, and none was made since. Only ever swapped: each who swaps sees what those did
     /// who swapped before.
     full: AtomicBool,
+    /// When one of those that are out may be asked early, and how long after that the next one, in milliseconds.
+    early_at: AtomicU64,
+    early_wait: AtomicU64,
     set: Mutex<Set>,
 }
 
@@ -51,7 +58,12 @@ pub fn most(members: usize, share_ppm: u32) -> usize {
 
 impl Default for Ejections {
     fn default() -> Self {
-        Self { full: AtomicBool::new(true), set: Mutex::new(Set::default()) }
+        Self {
+            full: AtomicBool::new(true),
+            early_at: AtomicU64::new(0),
+            early_wait: AtomicU64::new(EARLY),
+            set: Mutex::new(Set::default()),
+        }
     }
 }
 
@@ -72,8 +84,35 @@ impl Ejections {
         Some(opened)
     }
 
+    /// One that is in fails and must stay in. If all that are in do, one of those that are out may be well by now: the one whose time is
+    /// over first is probed at once, now and then, for a request can do no worse there.
+    pub fn look_among_those_out(&self, now: Millis) {
+        let (at, wait) = (self.early_at.load(Relaxed), self.early_wait.load(Relaxed));
+        let next = now.plus(wait).0;
+        if now.0 < at || self.early_at.compare_exchange(at, next, Relaxed, Relaxed).is_err() {
+            return;
+        }
+        let members: Vec<_> = self.set().members.iter().filter_map(Weak::upgrade).collect();
+        let is_well = |breaker: &Breaker| match breaker.state() {
+            State::Closed => !breaker.would_be_out(),
+            // Somebody is asking.
+            State::HalfOpen { .. } => true,
+            State::Open { .. } | State::Unhealthy { .. } => false,
+        };
+        if members.iter().any(|breaker| is_well(breaker)) {
+            return;
+        }
+        let open = members.iter().filter(|breaker| matches!(breaker.state(), State::Open { .. }));
+        if let Some(first) = open.min_by_key(|breaker| probed_at(breaker, 0))
+            && first.probe_early()
+        {
+            self.early_wait.store((wait * 2).min(LONGEST_EARLY), Relaxed);
+        }
+    }
+
     /// A circuit of the set has closed.
     pub fn room(&self) {
+        self.early_wait.store(EARLY, Relaxed);
         self.full.swap(false, AcqRel);
     }
 

@@ -127,6 +127,8 @@ pub struct Ticket {
     pub(super) probe: bool,
     /// It has one of the places of probes, until that is given on.
     pub(super) placed: bool,
+    /// Its circuit was still to be open, but all others fail as well ([`Circuit::early`]). That it fails makes no later one longer.
+    pub(super) early: bool,
     /// Set for the probe that ended an open spell: until when that was to last.
     pub(super) ended: Option<Millis>,
     /// The circuit would be open, and may not be: too many others are out.
@@ -330,14 +332,25 @@ impl Circuit {
     const OPENINGS_BITS: u32 = 6;
     const GENERATION_BITS: u32 = 12;
     const PROBE_BITS: u32 = 7;
+    /// Until when a circuit is open that may be probed at once although its time is not over. No clock begins there.
+    const EARLY: Millis = Millis(0);
 
     pub(super) fn ask(self, settings: &Settings, now: Millis) -> (Self, Answer) {
-        let ticket = Ticket { generation: self.generation, probe: true, placed: true, ended: None, kept_in: false };
+        let ticket = Ticket {
+            generation: self.generation,
+            probe: true,
+            placed: true,
+            early: false,
+            ended: None,
+            kept_in: false,
+        };
         let half_open = |in_flight, successes| Self { state: State::HalfOpen { in_flight, successes }, ..self };
         match self.state {
             State::Closed => (self, Answer::Admit(Ticket { probe: false, placed: false, ..ticket })),
             State::Open { until } if now < until => (self, Answer::Refuse { until, why: Refusal::Open }),
-            State::Open { until } => (half_open(1, 0), Answer::Probe(Ticket { ended: Some(until), ..ticket })),
+            State::Open { until } => {
+                (half_open(1, 0), Answer::Probe(Ticket { ended: Some(until), early: until == Self::EARLY, ..ticket }))
+            }
             State::HalfOpen { in_flight, successes }
                 if u32::from(in_flight) < settings.half_open_requests.clamp(1, MOST_PROBES) =>
             {
@@ -366,7 +379,7 @@ impl Circuit {
         Some(match outcome {
             Outcome::Cancelled => (half_open(successes), None),
             Outcome::Failure { .. } | Outcome::Success { slow: true } => {
-                let openings = (self.openings + 1).min(MOST_OPENINGS);
+                let openings = (self.openings + u8::from(!ticket.early)).min(MOST_OPENINGS);
                 let failed = matches!(outcome, Outcome::Failure { .. });
                 let reason = if failed { Reason::ProbeFailed } else { Reason::ProbeSlow };
                 (self.opened(settings, openings, now, random), Some(reason))
@@ -376,6 +389,12 @@ impl Circuit {
             }
             Outcome::Success { .. } => (half_open(successes + 1), None),
         })
+    }
+
+    /// To be probed at once, though it was to be open for longer; `None`: it is not open.
+    pub(super) fn early(self) -> Option<Self> {
+        let is_open = matches!(self.state, State::Open { .. });
+        is_open.then_some(Self { state: State::Open { until: Self::EARLY }, ..self })
     }
 
     /// With the place of a probe for another one; `None`: it has none.

@@ -92,6 +92,45 @@ fn who_may_not_be_out_goes_on_counts_and_goes_out_when_there_is_room() {
 }
 
 #[test]
+fn while_all_that_are_in_fail_those_that_are_out_are_asked_early() {
+    let mut set = Instances::new(4, 500_000);
+    assert!(set.fails(0) && set.fails(1) && !set.fails(2));
+    assert!(set.ask(0).is_none() && set.ask(1).is_none(), "one of those that are in is well");
+    assert!(!set.fails(3));
+    set.now = set.now.plus(1);
+    set.send(3, BAD);
+    assert!(set.ask(0).is_none() && set.ask(1).is_none(), "it was looked for a moment ago");
+    // No circuit's own time is over before that.
+    let long = Settings { timeout_ms: 60_000, max_timeout_ms: 60_000, ..SETTINGS };
+    let moment = |set: &Instances| Moment { worker: 0, now: set.now, random: 0 };
+    for at in [0, 1] {
+        set.now = set.now.plus(100);
+        let ticket = set.ask(at).unwrap();
+        set.breakers[at].record(&long, ticket, BAD, moment(&set), Some(&set.ejections));
+    }
+    let openings = set.breakers[0].openings();
+    for wait in [1000, 1000, 2000, 4000] {
+        set.now = set.now.plus(wait);
+        set.send(2, BAD);
+        let due: Vec<usize> = [0, 1]
+            .into_iter()
+            .filter(|at| matches!(set.breakers[*at].state(), State::Open { until } if until <= set.now))
+            .collect();
+        assert_eq!(due.len(), 1, "after {wait} ms");
+        let ticket = set.ask(due[0]).unwrap();
+        set.breakers[due[0]].record(&long, ticket, BAD, moment(&set), Some(&set.ejections));
+        assert!(set.ask(0).is_none() && set.ask(1).is_none());
+    }
+    assert_eq!(set.breakers[0].openings(), openings, "that was no proof that it needs longer");
+    set.now = set.now.plus(8000);
+    set.send(2, BAD);
+    let (well, ticket) = [0, 1].into_iter().find_map(|at| Some((at, set.ask(at)?))).unwrap();
+    let transition = set.breakers[well].record(&long, ticket, GOOD, moment(&set), Some(&set.ejections));
+    assert_eq!(transition.unwrap().to, State::Closed);
+    assert!(matches!(set.send(2, BAD).unwrap().to, State::Open { .. }), "and there is room for one that fails");
+}
+
+#[test]
 fn who_is_kept_in_and_answers_well_is_one_like_others() {
     let set = Instances::new(2, 500_000);
     assert!(set.fails(0) && !set.fails(1));
