@@ -32,7 +32,8 @@ impl Place {
         let (probe, table) = (Rc::downgrade(&place), Rc::downgrade(table));
         tokio::task::spawn_local(async move {
             tokio::time::sleep(CALLERS_TIME).await;
-            if !probe.upgrade().is_some_and(|place| place.waits_for_the_caller()) {
+            let Some(waits) = probe.upgrade().map(|place| place.waits_for_the_caller()) else { return };
+            if !waits {
                 tokio::time::sleep(Duration::from_millis(open_for).saturating_sub(CALLERS_TIME)).await;
             }
             if let (Some(place), Some(table)) = (probe.upgrade(), table.upgrade())

@@ -6,7 +6,8 @@
 //! - The set `alive` bears its owner's mark in its name, and every text but the one that makes the table asks for that set
 //!   first: whoever is no longer the owner changes nothing, and finds out that way.
 //! - The capture rule asks that set, whose one element expires unless it is renewed ([`ALIVE_FOR`]).
-//! - The table of the bridge family is only ever added to, so that a new agent does not take from an old one the answers it waits for.
+//! - What the table of the bridge family remembers stays when it is made anew, so that a new agent does not take from an old one the answers
+//!   it waits for.
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};

@@ -1,9 +1,10 @@
 //! Which addresses serve a Service, and what is known of them: EndpointSlices joined with Pods.
 //!
-//! An instance is an address on the ports it serves. The same address in several slices is one instance where the slices
-//! agree about its ports, so that an endpoint that moves between slices never counts twice; where they do not agree (several
-//! processes on one machine), it is several. A Pod with an address of each family is in slices of each, and is one instance. An endpoint's labels are its Pod's, or its EndpointSlice's where it has no
-//! Pod: a slice carries its Service's labels as well, which must not pass for a Pod's that is not known yet.
+//! An instance is an address on the ports it serves. The same address in several slices is one instance where the slices agree
+//! about its ports, so that an endpoint that moves between slices never counts twice; where they do not agree (several processes
+//! on one machine), it is several. A Pod with an address of each family is in slices of each, and is one instance. An endpoint's
+//! labels are its Pod's, or its EndpointSlice's where it has no Pod: a slice carries its Service's labels as well, which must not
+//! pass for a Pod's that is not known yet.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
